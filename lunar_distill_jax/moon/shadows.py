@@ -1,0 +1,57 @@
+"""Cast shadows of a heightfield by doubling: log2(N) shifts instead of N."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+NOTHING = -1e3  # km; stands beyond the grid, where no ground can cast a shadow
+
+
+def _shift(field: jax.Array, dy: jax.Array, dx: jax.Array) -> jax.Array:
+    """field(i + dy, j + dx) for real dy, dx >= 0, bilinear; NOTHING from beyond the grid."""
+    n = field.shape[0]
+    padded = jnp.pad(field, (0, n + 1), constant_values=NOTHING)
+    dy, dx = jnp.minimum(dy, n), jnp.minimum(dx, n)
+    i, j = dy.astype(jnp.int32), dx.astype(jnp.int32)
+    b, a = dy - i, dx - j
+
+    def rows(di):
+        left, right = (jax.lax.dynamic_slice(padded, (i + di, j + dj), (n, n)) for dj in (0, 1))
+        return left + a * (right - left)
+
+    low, high = rows(0), rows(1)
+    return low + b * (high - low)
+
+
+def horizon(heights: jax.Array, cell_km: jax.Array, sun: jax.Array) -> jax.Array:
+    """Height [N, N] (km) below which each sample is in shadow; `sun` [3] is a unit vector, z up.
+
+    With u one cell towards the sun and c tan(e) the climb of its ray per cell,
+      S_1(x) = h(x + u) - c tan(e),   S_2n(x) = max(S_n(x), S_n(x + n u) - n c tan(e)).
+    """
+    n = heights.shape[0]
+    flat = jnp.hypot(sun[0], sun[1])
+    climb = cell_km * sun[2] / flat
+    # Shifts run towards higher indices only: mirror the grid, and mirror the answer back.
+    south, west = sun[1] < 0, sun[0] < 0
+    dy, dx = jnp.abs(sun[1]) / flat, jnp.abs(sun[0]) / flat
+
+    def mirror(field):
+        field = jnp.where(south, field[::-1], field)
+        return jnp.where(west, field[:, ::-1], field)
+
+    shadow = _shift(mirror(heights), dy, dx) - climb
+    for power in range(math.ceil(math.log2(n * math.sqrt(2.0)))):
+        step = 2**power
+        shadow = jnp.maximum(shadow, _shift(shadow, step * dy, step * dx) - step * climb)
+    return mirror(shadow)
+
+
+def lit_fraction(heights: jax.Array, cell_km: jax.Array, sun: jax.Array) -> jax.Array:
+    """How much of the sun each sample sees, [N, N] in 0..1, with a penumbra of half a cell."""
+    climb = cell_km * sun[2] / jnp.hypot(sun[0], sun[1])
+    clearance = (heights - horizon(heights, cell_km, sun)) / climb
+    return jnp.clip(2.0 * clearance + 0.5, 0.0, 1.0)

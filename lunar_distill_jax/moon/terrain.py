@@ -1,0 +1,109 @@
+"""A square heightfield that has the statistics of the lunar south pole.
+
+Relief (fractal) + craters + fine texture -> talus (no slope above the angle of repose) -> blur of
+half a cell -> the sphere of the Moon falls away. Heights are km; rows run north (y), columns east (x)
+in the frame of the grid.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lunar_distill_jax.moon import craters
+
+MOON_RADIUS_KM = 1737.4
+RELIEF_BETA, RELIEF_OUTER_KM, RELIEF_SLOPE, RELIEF_LAG_KM = 5.6, 60.0, 0.145, 0.5
+TEXTURE_BETA, TEXTURE_OUTER_KM, TEXTURE_SLOPE = 3.0, 0.4, 0.048
+REPOSE_DEG = 32.0
+
+
+def fractal(key: jax.Array, n: int, cell_km: jax.Array) -> jax.Array:
+    """Relief and fine texture [N, N] in km: white noise filtered to a given power spectrum.
+
+    Each part has the 2-D spectrum (k^2 + k0^2)^(-beta/2), k in cycles/km, and is scaled to an RMS
+    slope (bidirectional, both axes) at one lag: 0.145 at 500 m, and 0.048 from cell to cell. The two
+    occupy different bands, so they may share one noise. The noise is periodic over 1.5 N cells, of
+    which one corner is kept: opposite edges do not match. Targets: see Rosenburg et al. 2011 and the
+    spectra measured on StereoLunar (k^-4.7 to k^-5.1 with craters).
+    """
+    m = 3 * n // 2
+    noise = jnp.fft.rfft2(jax.random.normal(key, (m, m)))
+    ky = (jnp.asarray(np.fft.fftfreq(m), jnp.float32) / cell_km)[:, None]
+    kx = (jnp.asarray(np.fft.rfftfreq(m), jnp.float32) / cell_km)[None, :]
+    columns = np.full(m // 2 + 1, 2.0, np.float32)  # how often a column of rfft2 counts
+    columns[[0, -1]] = 1.0
+    power = jnp.abs(noise) ** 2 * columns[None, :]
+
+    def band(beta, outer_km, slope, lag_km):
+        gain = (kx**2 + ky**2 + outer_km**-2) ** (-beta / 4)
+        steps = 2.0 - jnp.cos(2 * jnp.pi * kx * lag_km) - jnp.cos(2 * jnp.pi * ky * lag_km)
+        rms = jnp.sqrt((power * gain**2 * steps).sum()) / m**2  # Parseval
+        return gain * (slope * lag_km / rms)
+
+    gain = band(RELIEF_BETA, RELIEF_OUTER_KM, RELIEF_SLOPE, RELIEF_LAG_KM)
+    gain += band(TEXTURE_BETA, TEXTURE_OUTER_KM, TEXTURE_SLOPE, cell_km)
+    return jnp.fft.irfft2(noise * gain.at[0, 0].set(0.0), (m, m))[:n, :n]
+
+
+def _limit_slopes(heights: jax.Array, max_step: jax.Array) -> jax.Array:
+    """16 sweeps, each moving a quarter of what exceeds `max_step` between neighbours downhill."""
+
+    def sweep(_, h):
+        for axis in (0, 1):
+            step = jnp.diff(h, axis=axis)
+            excess = 0.25 * (step - jnp.clip(step, -max_step, max_step))
+            after, before = [(0, 0), (0, 0)], [(0, 0), (0, 0)]
+            after[axis], before[axis] = (0, 1), (1, 0)
+            h = h + jnp.pad(excess, after) - jnp.pad(excess, before)
+        return h
+
+    return jax.lax.fori_loop(0, 16, sweep, heights)
+
+
+def talus(heights: jax.Array, cell_km: jax.Array) -> jax.Array:
+    """Lets steep slopes slide to the angle of repose, on a pyramid so that tall cliffs slide too."""
+    n = heights.shape[0]
+    max_step = jnp.tan(jnp.deg2rad(REPOSE_DEG)) * cell_km
+    for scale in (8, 4, 2):
+        m = n // scale
+        coarse = heights.reshape(m, scale, m, scale).mean((1, 3))
+        moved = _limit_slopes(coarse, scale * max_step) - coarse
+        heights = heights + jax.image.resize(moved, (n, n), "linear")
+    return _limit_slopes(heights, max_step)
+
+
+def blur(image: jax.Array, sigma: float) -> jax.Array:
+    """Separable Gaussian blur of [..., H, W], sigma in samples; edges are repeated, never wrapped."""
+    radius = max(1, round(4 * sigma))
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    taps /= taps.sum()
+    for axis in (-2, -1):
+        size = image.shape[axis]
+        widths = [(0, 0)] * image.ndim
+        widths[axis] = (radius, radius)
+        padded = jnp.pad(image, widths, mode="edge")
+        image = sum(
+            float(tap) * jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
+            for i, tap in enumerate(taps)
+        )
+    return image
+
+
+def make_heights(
+    key: jax.Array, counts: jax.Array, n: int, cell_km: jax.Array, x0_km: jax.Array, y0_km: jax.Array
+) -> jax.Array:
+    """Heights [N, N] in km above the tangent plane at (0, 0), where the ground itself is at zero.
+
+    counts: craters of each class (`craters.draw_counts`); (x0, y0): position of sample [0, 0].
+    """
+    noise_key, crater_key = jax.random.split(key)
+    heights = fractal(noise_key, n, cell_km)
+    heights = craters.add_craters(heights, crater_key, counts, cell_km)
+    heights = blur(talus(heights, cell_km), 0.5)
+    x = (x0_km + jnp.arange(n) * cell_km)[None, :]
+    y = (y0_km + jnp.arange(n) * cell_km)[:, None]
+    heights = heights - (x**2 + y**2) / (2 * MOON_RADIUS_KM)
+    middle = [jnp.round(-start / cell_km).astype(jnp.int32) for start in (y0_km, x0_km)]
+    return heights - heights[middle[0], middle[1]]
