@@ -201,7 +201,7 @@ def _plain_args(value) -> dict[str, Any]:
     args = value.get("args") if isinstance(value, dict) else None
     budget = 10_000
 
-    def plain(item, depth):
+    def plain(item, depth) -> Any:
         nonlocal budget
         budget -= 1
         if budget < 0 or depth > 16:
