@@ -1,0 +1,170 @@
+"""Assembles report.html: one file, no network, everything in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import html
+import importlib.metadata
+import importlib.resources
+import json
+import os
+import pathlib
+import platform
+import string
+from collections.abc import Mapping, Sequence
+
+from lunar_distill_jax import atomic
+from lunar_distill_jax.report import cloud, curves, figures, pairs, tables
+from lunar_distill_jax.types import PointMaps, StereoPair
+
+LONG_FACT = 48  # longer ones are told at the foot of the page, not in the strip at its head
+NOTHING: Mapping = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """One pair on the page.
+
+    predictions: model name -> points up to scale; one scale for each model aligns them
+    metrics:     model name -> metrics of this pair
+    """
+
+    pair: StereoPair
+    predictions: dict[str, PointMaps]
+    metrics: dict[str, dict[str, float]]
+
+
+def write_report(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    lead: str,
+    metrics: Mapping[str, Mapping[str, float]],
+    by_trajectory: Mapping[str, Mapping[str, Mapping[str, float]]] = NOTHING,
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] = NOTHING,
+    history: Sequence[Mapping[str, float]] = (),
+    shown: Sequence[Shown] = (),
+    facts: Mapping[str, str] = NOTHING,
+    command: str = "",
+    pictures_dir: str | os.PathLike | None = None,
+) -> None:
+    """Writes the page to `path`, whole or not at all. All text is escaped here; give it plain.
+
+    Args:
+      path: of the HTML file.
+      title: heading of the page.
+      lead: one paragraph: what was done, with what, how long it took.
+      metrics: model -> metric -> value, over all pairs.
+      by_trajectory: trajectory -> model -> metric -> value.
+      intervals: model -> metric -> (low, high), for the values of `metrics`.
+      history: training rows {"step", "loss", ...terms}; no chart without them.
+      shown: pairs to show in pictures and in the viewer.
+      facts: short label -> text, such as "student" -> "3.1 M parameters"; long ones go to the foot.
+      command: the command line that made the page.
+      pictures_dir: if given, every map and photograph is also written there as a PNG.
+
+    Raises:
+      InputError: `path` or `pictures_dir` cannot be written.
+    """
+    drawn = [pairs.draw(one.pair, one.predictions, one.metrics) for one in shown]
+    page = string.Template(_asset("template.html")).substitute(
+        title=html.escape(title),
+        lead=html.escape(lead),
+        style=_asset("style.css"),
+        facts=_facts({k: v for k, v in facts.items() if len(v) <= LONG_FACT}),
+        results=_results(metrics, by_trajectory, intervals),
+        chart=_chart(history),
+        viewer=_viewer(drawn),
+        pairs="\n".join(pairs.section(d, i, len(drawn)) for i, d in enumerate(drawn)),
+        colophon=_facts({k: v for k, v in facts.items() if len(v) > LONG_FACT}),
+        command=f"<pre><code>{html.escape(command)}</code></pre>" if command else "",
+        made=_made(),
+    )
+    if pictures_dir is not None:
+        for i, one in enumerate(drawn, start=1):
+            for name, png in one.pictures.items():
+                atomic.write_bytes(pathlib.Path(pictures_dir) / f"pair{i}_{name}.png", png)
+    atomic.write_text(path, page)
+
+
+def _asset(name: str) -> str:
+    folder = importlib.resources.files("lunar_distill_jax.report") / "assets"
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    if not facts:
+        return ""
+    items = "".join(
+        f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items()
+    )
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _results(metrics, by_trajectory, intervals) -> str:
+    if not metrics:
+        return ""
+    notes = ["↓ lower is better, ↑ higher is better; the best value of each column is in bold."]
+    if tables.ORACLES & metrics.keys():
+        notes.append(
+            "The fitted plane is an oracle: it has seen each pair's own ground truth, so it is a "
+            "yardstick and not a competitor. Relief is what remains beyond it."
+        )
+    if intervals:
+        notes.append("Small figures: interval.")
+    table = tables.results_table(metrics, by_trajectory, intervals)
+    return (
+        f'<section><h2>Results</h2><div class="scroll">{table}</div>'
+        f'<p class="note">{" ".join(notes)}</p></section>'
+    )
+
+
+def _chart(history) -> str:
+    chart = curves.loss_curves(history)
+    if not chart:
+        return ""
+    return (
+        f"<section><h2>Training</h2><figure>{chart}<figcaption>Loss and its terms at each step "
+        "(faint) and their running median (solid), with its last value.</figcaption></figure>"
+        "</section>"
+    )
+
+
+def _viewer(drawn: Sequence[pairs.Drawn]) -> str:
+    if not drawn:
+        return ""
+    first = drawn[0]
+    names = list(first.models)
+    data = {
+        "pairs": [{"label": d.label, **d.cloud} for d in drawn],
+        "models": {k: tables.model_name(k) for d in drawn for k in ["ground_truth", *d.models]},
+        "right": "student_after" if "student_after" in names else (names[-1] if names else ""),
+        "maps": {
+            kind: {"colours": figures.palette(cmap).ravel().tolist()}
+            for kind, cmap in (("relief", "RdBu_r"), ("error", "magma"), ("conf", "cividis"))
+        },
+    }
+    stills = [("Ground truth", cloud.still(first.pair, first.truth))]
+    if names:
+        right = data["right"]
+        stills.append((tables.model_name(right), cloud.still(first.pair, first.models[right])))
+    pictures = "".join(
+        f'<figure><img src="{figures.data_uri(png)}" alt="{html.escape(name)}, drawn from above">'
+        f"<figcaption>{html.escape(name)}</figcaption></figure>"
+        for name, png in stills
+    )
+    packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return string.Template(_asset("viewer.html")).substitute(
+        stills=pictures, data=packed, unpack=_asset("cloud.js"), script=_asset("viewer.js")
+    )
+
+
+def _made() -> str:
+    """Date and versions, one line."""
+    versions = [
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("lunar-distill-jax", "jax", "numpy")
+    ]
+    today = datetime.date.today().isoformat()
+    return html.escape(" · ".join([*versions, f"Python {platform.python_version()}", today]))

@@ -1,0 +1,182 @@
+"""The section of the page that shows one pair: photographs, maps side by side, numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Mapping
+
+import numpy as np
+
+from lunar_distill_jax.report import cloud, figures, maps, tables
+from lunar_distill_jax.types import PointMaps, StereoPair
+
+MAP_SIDE = 176  # pixels; larger frames are thinned to this for maps and clouds, not for photographs
+
+ROWS = {
+    "depth": ("Depth", "along the optical axis of its own camera"),
+    "relief": ("Relief", "nearer than the plane fitted to the true depth"),
+    "slope": ("Slope", "from neighbouring points, against the local vertical"),
+    "error": ("Point error", "distance to the true point of the same pixel"),
+    "conf": ("Confidence", "the model's own; it has no unit"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A pair with all that the page shows of it.
+
+    pictures: "view1_depth_teacher" -> PNG bytes
+    scales:   (view index, row) -> the scale that all pictures of that row share
+    cloud:    for the viewer, see `cloud.pack_pair`
+    """
+
+    pair: StereoPair
+    metrics: Mapping[str, Mapping[str, float]]
+    truth: maps.Surface
+    models: dict[str, maps.Surface]
+    pictures: dict[str, bytes]
+    scales: dict[tuple[int, str], figures.Scale]
+    cloud: dict
+
+    @property
+    def label(self) -> str:
+        return f"{self.pair.trajectory.capitalize()} · {self.pair.name}"
+
+
+def draw(
+    pair: StereoPair,
+    predictions: Mapping[str, PointMaps],
+    metrics: Mapping[str, Mapping[str, float]],
+) -> Drawn:
+    """Aligns, maps, colours and packs one pair."""
+    photographs = {f"view{v + 1}_photo": figures.photograph(pair.image[v]) for v in range(2)}
+    pair, small = maps.thin(pair, dict(predictions), MAP_SIDE)
+    truth, models = maps.surfaces(pair, small)
+    scales = {key: scale for v in range(2) for key, scale in _scales(truth, models, v).items()}
+    pictures = photographs | _pictures(truth, models, scales)
+    packed = cloud.pack_pair(pair, truth, models, scales[0, "conf"])
+    packed["error"] = list(scales[0, "error"].ticks)
+    packed["conf"] = list(scales[0, "conf"].ticks)
+    return Drawn(pair, metrics, truth, models, pictures, scales, packed)
+
+
+def _scales(truth: maps.Surface, models: Mapping[str, maps.Surface], view: int) -> dict:
+    """Depth, relief and slope follow the truth of the view; error and confidence all the models."""
+    return {
+        (view, "depth"): figures.depth_scale(truth.depth_m[view]),
+        (view, "relief"): figures.relief_scale(truth.relief_m[view]),
+        (view, "slope"): figures.slope_scale(truth.slope_deg[view]),
+        (view, "error"): figures.error_scale([m.error_pct for m in models.values()]),
+        (view, "conf"): figures.confidence_scale([m.conf for m in models.values()]),
+    }
+
+
+def _values(surface: maps.Surface, row: str) -> np.ndarray | None:
+    """The map [2, H, W] that a row of the page shows of a surface; None if it has none."""
+    return {
+        "depth": surface.depth_m,
+        "relief": surface.relief_m,
+        "slope": surface.slope_deg,
+        "error": surface.error_pct,
+        "conf": surface.conf,
+    }[row]
+
+
+def _pictures(truth: maps.Surface, models: Mapping[str, maps.Surface], scales) -> dict[str, bytes]:
+    pictures = {}
+    for name, surface in {"ground_truth": truth, **models}.items():
+        for row in ROWS:
+            values = _values(surface, row)
+            if values is not None:
+                for v in range(2):
+                    key = f"view{v + 1}_{row}_{name}"
+                    pictures[key] = figures.paint(values[v], scales[v, row], key)
+    return pictures
+
+
+def section(drawn: Drawn, index: int, count: int) -> str:
+    """The HTML of one pair. `index` from 0 names its radio buttons and the viewer's entry."""
+    names = ["ground_truth", *drawn.models]
+    cells = [_corner(index), *(_head(name, drawn.metrics.get(name, {})) for name in names)]
+    for row in ROWS if drawn.models else ("depth", "relief", "slope"):
+        cells.append(_row_label(drawn, row))
+        cells += [_picture_cell(drawn, row, name) for name in names]
+    return "\n".join(
+        [
+            f'<section class="pair"><h2>{html.escape(drawn.pair.trajectory.capitalize())} pair '
+            f'<span class="count">{index + 1} of {count}</span></h2>',
+            _photographs(drawn, index),
+            f'<input type="radio" class="pick1" name="view{index}" id="view1-{index}" checked>'
+            f'<input type="radio" class="pick2" name="view{index}" id="view2-{index}">',
+            f'<div class="maps" style="--columns:{len(names)}">',
+            *cells,
+            "</div></section>",
+        ]
+    )
+
+
+def _photographs(drawn: Drawn, index: int) -> str:
+    figures_html = "".join(
+        f"<figure>{_img(drawn.pictures[f'view{v}_photo'], f'Photograph of view {v}', 'photo')}"
+        f"<figcaption>View {v}</figcaption></figure>"
+        for v in (1, 2)
+    )
+    facts = {"pair": drawn.pair.name, **maps.pair_facts(drawn.pair)}
+    items = "".join(
+        f"<dt>{html.escape(k.capitalize())}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()
+    )
+    return (
+        f'<div class="photographs">{figures_html}<div><dl>{items}</dl>'
+        f'<a class="turn" href="#viewer" data-pair="{index}">See it in 3D ↑</a></div></div>'
+    )
+
+
+def _corner(index: int) -> str:
+    return (
+        f'<div class="corner"><label for="view1-{index}">View 1</label>'
+        f'<label for="view2-{index}">View 2</label></div>'
+    )
+
+
+def _head(name: str, metrics: Mapping[str, float]) -> str:
+    """A column's name and this pair's numbers."""
+    rows = "".join(
+        f"<dt>{html.escape(tables.metric_of(k).name)}</dt>"
+        f"<dd>{tables.number(metrics[k], tables.metric_of(k))}</dd>"
+        for k in tables.columns([metrics])
+    )
+    tag = ' <span class="tag">oracle</span>' if name in tables.ORACLES else ""
+    numbers = f"<dl>{rows}</dl>" if rows else ""
+    return f'<div class="head"><h3>{html.escape(tables.model_name(name))}{tag}</h3>{numbers}</div>'
+
+
+def _row_label(drawn: Drawn, row: str) -> str:
+    name, explanation = ROWS[row]
+    bars = "".join(_colour_bar(drawn.scales[v, row], f"v{v + 1}") for v in range(2))
+    return f'<div class="rowlabel"><h4>{name}</h4><p>{explanation}</p>{bars}</div>'
+
+
+def _colour_bar(scale: figures.Scale, css_class: str) -> str:
+    ends = "".join(f"<span>{_tick(t)}</span>" for t in scale.ticks)
+    unit = f'<span class="unit">{html.escape(scale.unit)}{", log" if scale.log else ""}</span>'
+    bar = figures.data_uri(figures.colour_bar(scale.cmap))
+    return f'<div class="bar {css_class}"><img src="{bar}" alt=""><div>{ends}</div>{unit}</div>'
+
+
+def _tick(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
+
+
+def _picture_cell(drawn: Drawn, row: str, name: str) -> str:
+    if f"view1_{row}_{name}" not in drawn.pictures:
+        return '<div class="cell none"></div>'
+    label = f"{ROWS[row][0]}, {tables.model_name(name)}"
+    views = "".join(
+        _img(drawn.pictures[f"view{v}_{row}_{name}"], f"{label}, view {v}", f"v{v}") for v in (1, 2)
+    )
+    return f'<div class="cell">{views}</div>'
+
+
+def _img(png: bytes, alt: str, css_class: str) -> str:
+    return f'<img class="{css_class}" src="{figures.data_uri(png)}" alt="{html.escape(alt)}">'
