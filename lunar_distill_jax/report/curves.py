@@ -88,9 +88,9 @@ def _series(history) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _smooth(y: np.ndarray) -> np.ndarray:
-    """Centred running median over about a twentieth of the curve, shorter at its ends."""
+    """Centred running mean over about a twentieth of the curve, shorter at its ends."""
     reach = len(y) // 40
-    return np.array([np.median(y[max(0, i - reach) : i + reach + 1]) for i in range(len(y))])
+    return np.array([np.mean(y[max(0, i - reach) : i + reach + 1]) for i in range(len(y))])
 
 
 def _thin(x: np.ndarray, y: np.ndarray, points: int = 500):
@@ -99,7 +99,7 @@ def _thin(x: np.ndarray, y: np.ndarray, points: int = 500):
 
 
 def _lines(series, x_axis: _Axis, y_axis: _Axis) -> list[str]:
-    """Every term as it was logged, faint, below its running median."""
+    """Every term as it was logged, faint, below its running mean."""
     parts = []
     for i, (x, y) in enumerate(series.values()):
         for kind, values in (("raw", y), ("line", _smooth(y))):

@@ -145,7 +145,7 @@ def relief_scale(relief_m: np.ndarray) -> Scale:
 def slope_scale(slope_deg: np.ndarray) -> Scale:
     """Degrees from level, to the 98th percentile of the true slope, in fives."""
     top = 5.0 * np.ceil(_percentile(slope_deg, 98, 30.0) / 5.0)
-    return Scale("°", "viridis", 0.0, float(np.clip(top, 5.0, 90.0)))
+    return Scale("degrees", "viridis", 0.0, float(np.clip(top, 5.0, 90.0)))
 
 
 def error_scale(errors_pct: list[np.ndarray]) -> Scale:

@@ -113,10 +113,12 @@ def _results(metrics, by_trajectory, intervals) -> str:
         )
     if intervals:
         notes.append("Small figures: interval.")
-    table = tables.results_table(metrics, by_trajectory, intervals)
+    split = tables.trajectory_table(by_trajectory)
     return (
-        f'<section><h2>Results</h2><div class="scroll">{table}</div>'
-        f'<p class="note">{" ".join(notes)}</p></section>'
+        f'<section><h2>Results</h2><div class="scroll">{tables.results_table(metrics, intervals)}'
+        f'</div><p class="note">{" ".join(notes)}</p>'
+        + (f'<h3>By trajectory</h3><div class="scroll">{split}</div>' if split else "")
+        + "</section>"
     )
 
 
@@ -126,7 +128,7 @@ def _chart(history) -> str:
         return ""
     return (
         f"<section><h2>Training</h2><figure>{chart}<figcaption>Loss and its terms at each step "
-        "(faint) and their running median (solid), with its last value.</figcaption></figure>"
+        "(faint) and their running mean (solid), with its last value.</figcaption></figure>"
         "</section>"
     )
 
@@ -137,7 +139,9 @@ def _viewer(drawn: Sequence[pairs.Drawn]) -> str:
     first = drawn[0]
     names = list(first.models)
     data = {
-        "pairs": [{"label": d.label, **d.cloud} for d in drawn],
+        "pairs": [
+            {"label": f"{i} · {d.pair.trajectory}", **d.cloud} for i, d in enumerate(drawn, start=1)
+        ],
         "models": {k: tables.model_name(k) for d in drawn for k in ["ground_truth", *d.models]},
         "right": "student_after" if "student_after" in names else (names[-1] if names else ""),
         "maps": {

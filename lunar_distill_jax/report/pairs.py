@@ -39,10 +39,6 @@ class Drawn:
     scales: dict[tuple[int, str], figures.Scale]
     cloud: dict
 
-    @property
-    def label(self) -> str:
-        return f"{self.pair.trajectory.capitalize()} · {self.pair.name}"
-
 
 def draw(
     pair: StereoPair,
@@ -98,7 +94,8 @@ def _pictures(truth: maps.Surface, models: Mapping[str, maps.Surface], scales) -
 def section(drawn: Drawn, index: int, count: int) -> str:
     """The HTML of one pair. `index` from 0 names its radio buttons and the viewer's entry."""
     names = ["ground_truth", *drawn.models]
-    cells = [_corner(index), *(_head(name, drawn.metrics.get(name, {})) for name in names)]
+    cells = [_corner(index), _head("ground_truth", _truth_numbers(drawn.truth))]
+    cells += [_head(name, _model_numbers(drawn.metrics.get(name, {}))) for name in drawn.models]
     for row in ROWS if drawn.models else ("depth", "relief", "slope"):
         cells.append(_row_label(drawn, row))
         cells += [_picture_cell(drawn, row, name) for name in names]
@@ -139,16 +136,34 @@ def _corner(index: int) -> str:
     )
 
 
-def _head(name: str, metrics: Mapping[str, float]) -> str:
+def _truth_numbers(truth: maps.Surface) -> dict[str, str]:
+    """Over both views: how rough the ground is, to judge the models' numbers by."""
+    relief, slope = (m[np.isfinite(m)] for m in (truth.relief_m, truth.slope_deg))
+    if not (relief.size and slope.size):
+        return {}
+    return {
+        "Relief, rms": f"{np.sqrt(np.mean(relief**2)):.0f} m",
+        "Slope, median": f"{np.median(slope):.1f}°",
+    }
+
+
+def _model_numbers(metrics: Mapping[str, float]) -> dict[str, str]:
+    numbers = {}
+    for key in tables.columns([metrics]):
+        metric = tables.metric_of(key)
+        percent = " %" if metric.unit.startswith("%") else ""
+        numbers[metric.name] = tables.number(metrics[key], metric) + percent
+    return numbers
+
+
+def _head(name: str, numbers: Mapping[str, str]) -> str:
     """A column's name and this pair's numbers."""
     rows = "".join(
-        f"<dt>{html.escape(tables.metric_of(k).name)}</dt>"
-        f"<dd>{tables.number(metrics[k], tables.metric_of(k))}</dd>"
-        for k in tables.columns([metrics])
+        f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in numbers.items()
     )
-    tag = ' <span class="tag">oracle</span>' if name in tables.ORACLES else ""
-    numbers = f"<dl>{rows}</dl>" if rows else ""
-    return f'<div class="head"><h3>{html.escape(tables.model_name(name))}{tag}</h3>{numbers}</div>'
+    tag = tables.ORACLE_TAG if name in tables.ORACLES else ""
+    body = f"<dl>{rows}</dl>" if rows else ""
+    return f'<div class="head"><h3>{html.escape(tables.model_name(name))}{tag}</h3>{body}</div>'
 
 
 def _row_label(drawn: Drawn, row: str) -> str:
@@ -159,13 +174,15 @@ def _row_label(drawn: Drawn, row: str) -> str:
 
 def _colour_bar(scale: figures.Scale, css_class: str) -> str:
     ends = "".join(f"<span>{_tick(t)}</span>" for t in scale.ticks)
-    unit = f'<span class="unit">{html.escape(scale.unit)}{", log" if scale.log else ""}</span>'
+    words = ", ".join(filter(None, [scale.unit, "log scale" if scale.log else ""]))
+    unit = f'<span class="unit">{html.escape(words)}</span>'
     bar = figures.data_uri(figures.colour_bar(scale.cmap))
     return f'<div class="bar {css_class}"><img src="{bar}" alt=""><div>{ends}</div>{unit}</div>'
 
 
 def _tick(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
+    text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return text.replace("-", "−")
 
 
 def _picture_cell(drawn: Drawn, row: str, name: str) -> str:

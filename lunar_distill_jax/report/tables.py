@@ -1,4 +1,4 @@
-"""The results table: models as rows, metrics as columns; all pairs first, then each trajectory."""
+"""The results tables: models as rows, metrics as columns, over all pairs and by trajectory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable, Mapping
 
 ORACLES = {"baseline_plane"}  # they have seen the ground truth of the very pair they are scored on
+ORACLE_TAG = ' <span class="tag">oracle</span>'
+HEADLINES = ("point_error_pct", "relief_corr", "abs_rel")  # split by trajectory
 
 MODEL_NAMES = {
     "ground_truth": "Ground truth",
@@ -79,55 +81,86 @@ def best_models(metrics: Mapping[str, Mapping[str, float]], key: str) -> set[str
 
 def results_table(
     metrics: Mapping[str, Mapping[str, float]],
-    by_trajectory: Mapping[str, Mapping[str, Mapping[str, float]]],
     intervals: Mapping[str, Mapping[str, tuple[float, float]]],
 ) -> str:
-    """An HTML table; arguments as in `page.write_report`."""
-    groups = {"All pairs": metrics, **{k.capitalize(): v for k, v in by_trajectory.items()}}
-    keys = columns(row for group in groups.values() for row in group.values())
+    """Models by metrics, over all pairs; arguments as in `page.write_report`."""
+    keys = columns(metrics.values())
     head = "".join(_heading(metric_of(key)) for key in keys)
-    parts = [f'<table class="results"><thead><tr><th scope="col">Model</th>{head}</tr></thead>']
-    for title, group in groups.items():
-        parts.append("<tbody>")
-        if by_trajectory:
-            span = len(keys) + 1
-            parts.append(
-                f'<tr class="group"><th colspan="{span}" scope="rowgroup">'
-                f"{html.escape(title)}</th></tr>"
-            )
-        parts += _rows(group, keys, intervals if group is metrics else {})
-        parts.append("</tbody>")
-    return "\n".join([*parts, "</table>"])
+    best = {key: best_models(metrics, key) for key in keys}
+    rows = []
+    for name, row in metrics.items():
+        cells = (
+            _cell(row.get(key), key, name in best[key], intervals.get(name, {}).get(key))
+            for key in keys
+        )
+        rows.append(_row(name, cells))
+    return _table(f'<tr><th scope="col">Model</th>{head}</tr>', rows)
 
 
-def _heading(metric: Metric) -> str:
+def trajectory_table(by_trajectory: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Models by the headline metrics, each split by trajectory; "" if there are none."""
+    rows_of = [row for group in by_trajectory.values() for row in group.values()]
+    keys = [k for k in HEADLINES if any(k in row for row in rows_of)] or columns(rows_of)
+    if not keys:
+        return ""
+    best = {(k, t): best_models(group, k) for k in keys for t, group in by_trajectory.items()}
+    span = len(by_trajectory)
+    top = "".join(_heading(metric_of(k), span) for k in keys)
+    names = "".join(
+        f'<th scope="col"{_first(i)}>{html.escape(t)}</th>'
+        for _ in keys
+        for i, t in enumerate(by_trajectory)
+    )
+    rows = []
+    for name in dict.fromkeys(name for group in by_trajectory.values() for name in group):
+        cells = (
+            _cell(group.get(name, {}).get(k), k, name in best[k, t], None, _first(i))
+            for k in keys
+            for i, (t, group) in enumerate(by_trajectory.items())
+        )
+        rows.append(_row(name, cells))
+    return _table(
+        f'<tr><th scope="col" rowspan="2">Model</th>{top}</tr><tr class="sub">{names}</tr>', rows
+    )
+
+
+def _table(head: str, rows: list[str]) -> str:
+    body = "\n".join(rows)
+    return f'<table class="results"><thead>{head}</thead><tbody>\n{body}\n</tbody></table>'
+
+
+def _first(i: int) -> str:
+    """Marks the first column of a group, which stands a little apart."""
+    return ' class="first"' if i == 0 else ""
+
+
+def _heading(metric: Metric, span: int = 1) -> str:
     arrow = {-1: "↓", 0: "", 1: "↑"}[metric.better]
     note = {-1: "lower is better", 0: "", 1: "higher is better"}[metric.better]
     unit = html.escape(" ".join(filter(None, [metric.unit, arrow])))
+    group = f' colspan="{span}" class="group"' if span > 1 else ""
     return (
-        f'<th scope="col" title="{note}">{html.escape(metric.name)}'
+        f'<th scope="col"{group} title="{note}">{html.escape(metric.name)}'
         f'<span class="unit">{unit or "&nbsp;"}</span></th>'
     )
 
 
-def _rows(group, keys: list[str], intervals) -> list[str]:
-    best = {key: best_models(group, key) for key in keys}
-    parts = []
-    for name, row in group.items():
-        tag = ' <span class="tag">oracle</span>' if name in ORACLES else ""
-        cells = "".join(
-            _cell(row.get(key), key, name in best[key], intervals.get(name, {}).get(key))
-            for key in keys
-        )
-        kind = ' class="oracle"' if name in ORACLES else ""
-        parts.append(
-            f'<tr{kind}><th scope="row" title="{html.escape(name)}">'
-            f"{html.escape(model_name(name))}{tag}</th>{cells}</tr>"
-        )
-    return parts
+def _row(name: str, cells: Iterable[str]) -> str:
+    kind, tag = (' class="oracle"', ORACLE_TAG) if name in ORACLES else ("", "")
+    return (
+        f"<tr{kind}>"
+        f'<th scope="row" title="{html.escape(name)}">{html.escape(model_name(name))}{tag}</th>'
+        f"{''.join(cells)}</tr>"
+    )
 
 
-def _cell(value: float | None, key: str, best: bool, interval: tuple[float, float] | None) -> str:
+def _cell(
+    value: float | None,
+    key: str,
+    best: bool,
+    interval: tuple[float, float] | None,
+    attributes: str = "",
+) -> str:
     metric = metric_of(key)
     text = number(value, metric)
     if best:
@@ -135,4 +168,4 @@ def _cell(value: float | None, key: str, best: bool, interval: tuple[float, floa
     if interval is not None:
         ends = " to ".join(number(end, metric) for end in interval)
         text += f'<span class="interval">{ends}</span>'
-    return f"<td>{text}</td>"
+    return f"<td{attributes}>{text}</td>"

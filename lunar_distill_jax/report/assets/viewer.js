@@ -114,7 +114,7 @@
   }
 
   // ---- Camera ---------------------------------------------------------------------------------
-  const START = { yaw: -0.42, pitch: 0.62, distance: 0.8, x: 0, y: 0, z: 0 };
+  const START = { yaw: -0.42, pitch: 0.64, distance: 0.86, x: 0.02, y: -0.2, z: -0.08 }; // in scene radii
   let eye = { ...START }, scene = null, panels = [];
   const FIELD = 0.62; // radians, vertical
 
@@ -123,14 +123,17 @@
     return { right: [cy, sy, 0], up: [-sy * sp, cy * sp, cp], back: [sy * cp, -cy * cp, sp] };
   }
 
-  function reach(aspect) { // distance to the target, km: 1 fits the scene into the panel
-    const [x, y] = scene.pair.span;
-    return eye.distance * 0.5 * Math.hypot(x, y) / Math.tan(FIELD / 2) / Math.min(1, aspect);
+  function radius() { // of the scene, km
+    return 0.5 * Math.hypot(scene.pair.span[0], scene.pair.span[1]) || 1;
+  }
+
+  function reach(aspect) { // distance to the target, km: eye.distance 1 fits the scene into the panel
+    return eye.distance * radius() / Math.tan(FIELD / 2) / Math.min(1, aspect);
   }
 
   function cameraMatrix(aspect) {
     const { right, up, back } = axes(), d = reach(aspect), near = 0.02 * d, far = 20 * d, f = 1 / Math.tan(FIELD / 2);
-    const at = [eye.x + back[0] * d, eye.y + back[1] * d, eye.z + back[2] * d];
+    const at = [eye.x, eye.y, eye.z].map((v, i) => v * radius() + back[i] * d);
     const row = (axis, s) => [...axis.map(v => v * s), -s * axis.reduce((sum, v, i) => sum + v * at[i], 0)];
     const depth = row(back, (far + near) / (near - far));
     depth[3] += 2 * far * near / (near - far);
@@ -245,7 +248,6 @@
     const next = await load(Number(wanted));
     if (wanted !== field.pair.value) return; // another pair was chosen meanwhile
     scene = next;
-    Object.assign(eye, { x: 0, y: 0, z: 0 });
     choosePanels();
   }
 
@@ -263,8 +265,8 @@
   function move(dx, dy) {
     const { right, up } = axes(), rows = stage.classList.contains("stacked") ? 2 : 1;
     const aspect = canvas.clientWidth * rows / canvas.clientHeight / (rows === 1 ? panels.length : 1);
-    const km = 2 * reach(aspect) * Math.tan(FIELD / 2) / (canvas.clientHeight / rows);
-    ["x", "y", "z"].forEach((key, i) => { eye[key] += km * (up[i] * dy - right[i] * dx); });
+    const step = 2 * reach(aspect) / radius() * Math.tan(FIELD / 2) / (canvas.clientHeight / rows);
+    ["x", "y", "z"].forEach((key, i) => { eye[key] += step * (up[i] * dy - right[i] * dx); });
   }
 
   function zoom(factor) { eye.distance = Math.min(6, Math.max(0.05, eye.distance * factor)); }
@@ -308,7 +310,7 @@
   field.pair.addEventListener("change", choosePair);
   form.addEventListener("input", choosePanels);
   form.addEventListener("submit", e => e.preventDefault());
-  field.reset.addEventListener("click", () => {
+  field.again.addEventListener("click", () => {
     const pair = field.pair.value;
     form.reset();
     field.pair.value = pair;
