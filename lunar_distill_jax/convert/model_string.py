@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lunar_distill_jax.convert.torch_file import Checkpoint
+from lunar_distill_jax.convert.torch_zip import shown
 from lunar_distill_jax.errors import InputError
 
 CLASS = "AsymmetricMASt3R"
@@ -118,7 +119,7 @@ def format_model_string(arguments: Mapping[str, Any]) -> str:
 
 def _require_known(arguments: Mapping[str, Any], place: str) -> None:
     known = {*_REQUIRED, *_DEFAULTS, *_TRAINING_ONLY}
-    unknown = [str(name)[:60] for name in arguments if name not in known]
+    unknown = [shown(name, 60) for name in arguments if name not in known]
     if unknown:
         raise InputError(
             f"The {place} has unknown arguments: {', '.join(unknown)}; known are "

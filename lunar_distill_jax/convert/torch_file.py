@@ -26,6 +26,7 @@ from lunar_distill_jax.convert.torch_zip import (
     read_entries,
     refusals_name,
     require_checksum,
+    shown,
 )
 from lunar_distill_jax.errors import InputError
 
@@ -186,7 +187,7 @@ def _state_dict(value) -> dict[str, np.ndarray]:
             value = value[key]
             break
     wrong = [
-        str(k)[:60] for k, v in value.items() if not (type(k) is str and isinstance(v, np.ndarray))
+        shown(k, 60) for k, v in value.items() if not (type(k) is str and isinstance(v, np.ndarray))
     ]
     if wrong or not value:
         raise Refusal(
@@ -285,12 +286,12 @@ def _safetensor(name: str, entry, body: np.ndarray) -> np.ndarray:
     dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
     if dtype is None:
         raise Refusal(
-            f"has {name[:80]!r} of type {str(entry['dtype'])[:20]}, which is not read here: "
+            f"has {name[:80]!r} of type {shown(entry['dtype'], 20)}, which is not read here: "
             f"save it as one of {', '.join(SAFETENSORS_DTYPES)}."
         )
     shape, (start, end) = entry["shape"], entry["data_offsets"]
     if len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in (*shape, start, end)):
-        raise Refusal(f"has {name[:80]!r} with the shape or place {str(entry)[:80]}.")
+        raise Refusal(f"has {name[:80]!r} with the shape or place {shown(entry)}.")
     if math.prod(shape) * dtype.itemsize != end - start or end > len(body):
         raise Refusal(
             f"has {name[:80]!r} of shape {str(shape)[:80]} in {end - start} bytes of the "

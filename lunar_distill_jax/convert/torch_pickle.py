@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lunar_distill_jax.convert.torch_zip import Refusal
+from lunar_distill_jax.convert.torch_zip import Refusal, shown
 
 MAX_OPCODES = 2_000_000  # a teacher needs 40,000
 MAX_DIMS = 32
@@ -276,7 +276,7 @@ class _Machine:
 
 def _find_global(name: str):
     if name not in GLOBALS:
-        dotted = name.replace(" ", ".")[:120]
+        dotted = shown(name.replace(" ", "."), 120)
         raise Refusal(
             f"asks for the global {dotted}, which is not needed for tensors: it was not executed; "
             "get a file with tensors only, by torch.save(model.state_dict(), ...), from its author."

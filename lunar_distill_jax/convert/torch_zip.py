@@ -27,6 +27,11 @@ class Refusal(ValueError):
     """Why a file is refused: a predicate, to which `refusals_name` adds the name of the file."""
 
 
+def shown(text: object, limit: int = 80) -> str:
+    """Returns text out of a file, cut and without control characters: safe on a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:limit])
+
+
 class Entry(NamedTuple):
     """Where the bytes of one archive member lie in the file."""
 
@@ -51,7 +56,7 @@ def refusals_name(path: str | os.PathLike) -> Iterator[None]:
     except OSError as e:
         raise InputError(f"Cannot read {path} ({e.strerror}): check the path.") from e
     except Exception as e:  # hostile bytes can fail anywhere; none of it is a bug to show to a user
-        reason = f"{type(e).__name__}: {e}"[:200]
+        reason = shown(f"{type(e).__name__}: {e}", 200)
         raise InputError(
             f"{path} is damaged ({reason}): download or save it again, and compare its checksum."
         ) from e
