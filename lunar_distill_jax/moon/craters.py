@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-OLDEST = 0.6  # K at which a crater counts as erased
-AGES = np.linspace(0.0, OLDEST, 16)
+YOUNGEST, OLDEST = 0.018, 0.6  # ages K; the oldest crater counts as erased
+AGES = np.geomspace(YOUNGEST, OLDEST, 16)
 REACH = 3.0  # a crater ends at this many radii
 STEPS_PER_RADIUS = 32
+DEGREE = 16
 DENSITY = 1.7  # crater count relative to Trask's equilibrium
 
 
@@ -27,12 +28,12 @@ def fresh_profile(x: np.ndarray) -> np.ndarray:
     return np.select([x <= 0.2, x <= 1.0, x <= 1.5], [-0.181 + 0.0 * x, bowl, rim], 0.0)
 
 
-@functools.cache
-def profile_table() -> np.ndarray:
+def degraded_profiles(ages: np.ndarray) -> np.ndarray:
     """Profiles [age, radius] in diameters: the fresh crater diffused for K = kappa t / R^2.
 
     Diffusion for a time t is a Gaussian blur of variance 2 kappa t, done in 2-D with an FFT on a
     square that is wide enough for the blur not to wrap round. The last half radius fades to zero.
+    Radii are 0, 1/32, ... 3.
     """
     half = round(STEPS_PER_RADIUS * (REACH + 4.0 * math.sqrt(2.0 * OLDEST)))
     axis = np.arange(-half, half) / STEPS_PER_RADIUS
@@ -41,10 +42,34 @@ def profile_table() -> np.ndarray:
     kx = np.fft.rfftfreq(2 * half, 1 / STEPS_PER_RADIUS)[None, :]
     decay = -4.0 * np.pi**2 * (kx**2 + ky**2)  # d ln(amplitude) / dK
     count = round(STEPS_PER_RADIUS * REACH) + 1
-    rows = [np.fft.irfft2(fresh * np.exp(decay * K))[half, half : half + count] for K in AGES]
+    rows = [np.fft.irfft2(fresh * np.exp(decay * K))[half, half : half + count] for K in ages]
     x = np.arange(count) / STEPS_PER_RADIUS
     fade = np.clip((REACH - x) / 0.5, 0.0, 1.0)
-    return (np.stack(rows) * fade**2 * (3.0 - 2.0 * fade)).astype(np.float32)
+    return np.stack(rows) * fade**2 * (3.0 - 2.0 * fade)
+
+
+@functools.cache
+def profile_series() -> np.ndarray:
+    """Chebyshev coefficients [age, DEGREE + 1] of the profiles of `AGES` in 2 (x / REACH)^2 - 1.
+
+    A polynomial is evaluated in vector registers, where a look-up table is one gather per cell.
+    """
+    x = np.arange(round(STEPS_PER_RADIUS * REACH) + 1) / STEPS_PER_RADIUS
+    at = 2.0 * (x / REACH) ** 2 - 1.0
+    fit = np.polynomial.chebyshev.chebfit(at, degraded_profiles(AGES).T, DEGREE)
+    return fit.T.astype(np.float32)
+
+
+def crater_height(x_squared: jax.Array, age: jax.Array, series: jax.Array) -> jax.Array:
+    """Height in diameters at squared distance (r/R)^2 from the centre of a crater of age K."""
+    level = jnp.log(age / YOUNGEST) / math.log(OLDEST / YOUNGEST) * (series.shape[0] - 1)
+    low = jnp.clip(level.astype(jnp.int32), 0, series.shape[0] - 2)
+    series = series[low] + (level - low) * (series[low + 1] - series[low])
+    at = jnp.minimum(x_squared * (2.0 / REACH**2) - 1.0, 1.0)
+    later, latest = jnp.zeros_like(at), jnp.zeros_like(at)
+    for k in range(DEGREE, 0, -1):  # Clenshaw's recurrence
+        later, latest = 2.0 * at * later - latest + series[k], later
+    return jnp.where(x_squared < REACH**2, at * later - latest + series[0], 0.0)
 
 
 def patch_sizes(n: int) -> list[int]:
@@ -85,71 +110,75 @@ def depth_factor(diameter_km: jax.Array) -> jax.Array:
     return small * jnp.maximum(diameter_km / 10.0, 1.0) ** -0.7
 
 
-def _draw(key: jax.Array, count: int, n: int, patch: int, cell_km: jax.Array) -> jax.Array:
-    """Craters [count, 5]: centre row, centre column, diameter (cells), age K, depth scale (km)."""
-    keys = jax.random.split(key, 5)
-    margin = patch / 4
-    row, column = (jax.random.uniform(k, (count,), minval=-margin, maxval=n + margin) for k in keys[:2])
+def _draw(key: jax.Array, n: int, cell_km: jax.Array) -> list[jax.Array]:
+    """Craters of each class [capacity, 5]: centre row and column, diameter (all in cells), age K,
+    depth scale (km)."""
+    sizes = patch_sizes(n)
+    capacities = [_capacity(n, patch) for patch in sizes]
+    patch = jnp.asarray(np.repeat(np.float32(sizes), capacities))
+    uniform = jax.random.uniform(key, (4, sum(capacities)))
+    row, column = (uniform[i] * (n + patch / 2) - patch / 4 for i in (0, 1))
     # N(>D) ~ D^-2 on (P/6, P/3]: D^-2 is uniform.
-    inverse_square = jax.random.uniform(
-        keys[2], (count,), minval=(3 / patch) ** 2, maxval=(6 / patch) ** 2
-    )
-    diameter = inverse_square**-0.5
-    age = OLDEST * jax.random.uniform(keys[3], (count,), minval=0.03, maxval=1.0)
-    spread = jnp.exp(0.15 * jax.random.normal(keys[4], (count,)))
+    diameter = patch * (9.0 + 27.0 * uniform[2]) ** -0.5
+    age = YOUNGEST + (OLDEST - YOUNGEST) * uniform[3]
+    spread = jnp.exp(0.15 * jax.random.normal(jax.random.fold_in(key, 1), patch.shape))
     depth_km = diameter * cell_km * depth_factor(diameter * cell_km) * spread
-    return jnp.stack([row, column, diameter, age, depth_km], 1)
+    all_craters = jnp.stack([row, column, diameter, age, depth_km], 1)
+    return jnp.split(all_craters, np.cumsum(capacities)[:-1])
 
 
-def _local_plane(weight: jax.Array, heights: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
-    """Weighted least-squares plane through `heights` [P, P] at rows y [P, 1] and columns x [1, P]."""
+def _local_plane(weight: jax.Array, heights: jax.Array, y: jax.Array, x: jax.Array):
+    """Weighted least squares: height at the origin and slopes along y [P, 1] and x [1, P].
+
+    weight, heights: [P, P]. The small ridge keeps craters with little ground on the grid level.
+    """
     total = jnp.maximum(weight.sum(), 1e-6)
     my, mx, mh = ((weight * a).sum() / total for a in (y, x, heights))
-    dy, dx, dh = y - my, x - mx, heights - mh
-    wy, wx = weight * dy, weight * dx
-    syy, sxx, sxy = (wy * dy).sum(), (wx * dx).sum(), (wx * dy).sum()
-    syh, sxh = (wy * dh).sum(), (wx * dh).sum()
+    wy, wx = weight * (y - my), weight * (x - mx)
+    syy, sxx, sxy = (wy * (y - my)).sum(), (wx * (x - mx)).sum(), (wx * (y - my)).sum()
+    syh, sxh = (wy * (heights - mh)).sum(), (wx * (heights - mh)).sum()
     det = syy * sxx - sxy**2 + 1e-3 * total**2
-    return mh + ((syh * sxx - sxh * sxy) * dy + (sxh * syy - syh * sxy) * dx) / det
+    slope_y = (syh * sxx - sxh * sxy) / det
+    slope_x = (sxh * syy - syh * sxy) / det
+    return mh - slope_y * my - slope_x * mx, slope_y, slope_x
 
 
-def _stamp(heights: jax.Array, crater: jax.Array, table: jax.Array, patch: int) -> jax.Array:
+def _rim_weight(x_squared: jax.Array) -> jax.Array:
+    """1 inside the rim, 0 outside, smooth between 0.85 and 1.15 radii."""
+    w = jnp.clip((1.15**2 - x_squared) / (1.15**2 - 0.85**2), 0.0, 1.0)
+    return w**2 * (3.0 - 2.0 * w)
+
+
+def _stamp(heights: jax.Array, crater: jax.Array, series: jax.Array, patch: int) -> jax.Array:
     """Excavates one crater: old relief is pulled to its local plane inside the rim, then the profile
     is added. The patch is pushed inside the grid; it still covers all the grid the crater touches."""
     n = heights.shape[0]
     row, column, diameter, age, depth_km = crater
-    corner = [jnp.clip(jnp.floor(c).astype(jnp.int32) - patch // 2, 0, n - patch) for c in (row, column)]
+    corner = jnp.clip(jnp.floor(crater[:2]).astype(jnp.int32) - patch // 2, 0, n - patch)
     old = jax.lax.dynamic_slice(heights, corner, (patch, patch))
     steps = jnp.arange(patch)
     y = ((steps + corner[0] - row) / (0.5 * diameter))[:, None]
     x = ((steps + corner[1] - column) / (0.5 * diameter))[None, :]
-    r = jnp.sqrt(y**2 + x**2)  # [P, P]
+    x_squared = y**2 + x**2  # [P, P]
 
-    level = age / OLDEST * (table.shape[0] - 1)
-    low = jnp.clip(level.astype(jnp.int32), 0, table.shape[0] - 2)
-    profile = table[low] + (level - low) * (table[low + 1] - table[low])
-    at = jnp.minimum(r * STEPS_PER_RADIUS, table.shape[1] - 1.001)
-    left = at.astype(jnp.int32)
-    rise = profile[1:] - profile[:-1]
-    height = profile[left] + (at - left) * rise[left]
-
-    inside = jnp.clip((1.15 - r) / 0.3, 0.0, 1.0)
-    inside = inside**2 * (3.0 - 2.0 * inside)
-    pull = 0.7 * (1.0 - age / OLDEST) ** 2 * inside
-    new = old + pull * (_local_plane(inside, old, y, x) - old) + depth_km * height
+    # A few hundred samples fix the plane of a large patch as well as all of them.
+    some = slice(None, None, max(1, patch // 32))
+    weight = _rim_weight(x_squared[some, some])
+    centre, slope_y, slope_x = _local_plane(weight, old[some, some], y[some], x[:, some])
+    plane = centre + slope_y * y + slope_x * x
+    pull = 0.7 * (1.0 - age / OLDEST) ** 2 * _rim_weight(x_squared)
+    new = old + pull * (plane - old) + depth_km * crater_height(x_squared, age, series)
     return jax.lax.dynamic_update_slice(heights, new, corner)
 
 
-def add_craters(heights: jax.Array, key: jax.Array, counts: jax.Array, cell_km: jax.Array) -> jax.Array:
+def add_craters(heights: jax.Array, key: jax.Array, counts: jax.Array, cell_km: jax.Array):
     """Stamps `counts` [classes] craters of each class on heights [N, N] (km), big to small."""
     n = heights.shape[0]
-    table = jnp.asarray(profile_table())
-    for index, patch in enumerate(patch_sizes(n)):
-        key, subkey = jax.random.split(key)
-        craters = _draw(subkey, _capacity(n, patch), n, patch, cell_km)
+    series = jnp.asarray(profile_series())
+    for index, (patch, drawn) in enumerate(zip(patch_sizes(n), _draw(key, n, cell_km), strict=True)):
 
-        def stamp(i, h, craters=craters, patch=patch):
-            return _stamp(h, craters[i], table, patch)
+        def stamp(i, h, drawn=drawn, patch=patch):
+            return _stamp(h, drawn[i], series, patch)
 
         heights = jax.lax.fori_loop(0, counts[index], stamp, heights)
     return heights

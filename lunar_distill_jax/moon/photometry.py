@@ -32,7 +32,10 @@ def shade(normals: jax.Array, to_camera: jax.Array, sun: jax.Array) -> jax.Array
 
 
 def expose(radiance: jax.Array) -> jax.Array:
-    """Grey image uint8 [H, W]: PSF of 0.6 px, then a stretch from minimum to maximum, truncated."""
+    """Grey images uint8 [..., H, W]: PSF of 0.6 px, then each stretched from minimum to maximum.
+
+    As in StereoLunar grey levels are truncated, and each image has an exposure of its own.
+    """
     seen = terrain.blur(radiance, PSF_SIGMA_PX)
-    low, high = seen.min(), seen.max()
+    low, high = (extreme(seen, axis=(-2, -1), keepdims=True) for extreme in (jnp.min, jnp.max))
     return (255.0 * (seen - low) / jnp.maximum(high - low, 1e-12)).astype(jnp.uint8)

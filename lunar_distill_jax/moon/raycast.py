@@ -1,7 +1,7 @@
 """First hit of camera rays on a heightfield, by Lipschitz steps and a Newton finish.
 
-Rays are P(t) = C + t r with r = R [x, y, 1], so t is the z-depth. Lengths are km; rays come as three
-flat arrays rx, ry, rz [P]: the grid frame has z up.
+Rays are P(t) = C + t r with r = R [x, y, 1], so t is the z-depth. Lengths are km; the frame of the
+grid has z up.
 """
 
 from __future__ import annotations
@@ -66,15 +66,17 @@ def steepest(surface: Surface) -> jax.Array:
     return jnp.sqrt(worst.max()) / surface.cell
 
 
-def trace(surface: Surface, centre: jax.Array, rx: jax.Array, ry: jax.Array, rz: jax.Array, focal):
+def trace(surface: Surface, centre: jax.Array, rays: jax.Array, focal: jax.Array):
     """z-depth (km) of the first hit of each ray, and whether it is trusted; both [P].
+
+    centre, rays: [P, 3] in the grid frame, km; rays of unit z in their camera. focal: in pixels.
 
     The gap g = P_z - h(P_xy) shrinks at most at the rate -r_z + L |r_xy|, so steps of g over that rate
     never pass the surface (Lipschitz / sphere tracing, Hart 1996); the march runs until every ray is
     within 0.02 pixels of the ground. Not trusted: rays that leave the grid, do not descend, or are
     still further than that from the ground after 96 steps (they graze a ridge).
     """
-    cx, cy, cz = centre
+    (cx, cy, cz), (rx, ry, rz) = centre.T, rays.T
     bound = jnp.maximum(1.001 * steepest(surface) * jnp.hypot(rx, ry) - rz, 1e-3)
     pixel = 1.0 / focal  # of a pixel, at unit depth
     descends = rz < -1e-3

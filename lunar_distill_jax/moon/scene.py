@@ -55,47 +55,42 @@ def default_grid(size: int) -> int:
 
 
 def _grid_rays(size: int, rotation: jax.Array) -> jax.Array:
-    """Rays [H, W, 3] of all pixels in the grid frame, of unit z in the camera frame."""
+    """Rays [2, H, W, 3] of all pixels in the grid frame, of unit z in their camera."""
     focal, centre = cameras.intrinsics(size)[0, [0, 2]]
     across = (jnp.arange(size) - centre) / focal
     x, y = jnp.meshgrid(across, across)
-    return jnp.stack([x, y, jnp.ones_like(x)], -1) @ rotation.T
+    own = jnp.stack([x, y, jnp.ones_like(x)], -1)
+    return jnp.einsum("vij,hwj->vhwi", rotation, own, precision="highest")
 
 
 @functools.partial(jax.jit, static_argnames=("size", "n"))
 def _build(key, counts, x0, y0, cell, centre, rotation, *, size: int, n: int):
     """Surface, z-depths, validity and normals of both views."""
     surface = raycast.Surface(terrain.make_heights(key, counts, n, cell, x0, y0), x0, y0, cell)
-    focal = cameras.intrinsics(size)[0, 0]
+    rays = _grid_rays(size, rotation).reshape(-1, 3)
+    origins = jnp.repeat(centre, size * size, axis=0)
+    t, valid = raycast.trace(surface, origins, rays, cameras.intrinsics(size)[0, 0])
+    x, y, _ = (origins + t[:, None] * rays).T
     north, east = jnp.gradient(surface.heights)
-    depths, valids, normals = [], [], []
-    for view in range(2):
-        rx, ry, rz = (r.reshape(-1) for r in jnp.moveaxis(_grid_rays(size, rotation[view]), -1, 0))
-        t, valid = raycast.trace(surface, centre[view], rx, ry, rz, focal)
-        x, y = centre[view, 0] + t * rx, centre[view, 1] + t * ry
-        gx, gy = (raycast.interpolate(f, surface, x, y) / cell for f in (east, north))
-        normal = jnp.stack([-gx, -gy, jnp.ones_like(gx)], -1)
-        normal = normal / jnp.linalg.norm(normal, axis=-1, keepdims=True)
-        depths.append(t.reshape(size, size))
-        valids.append(valid.reshape(size, size))
-        normals.append(normal.reshape(size, size, 3))
-    return surface, jnp.stack(depths), jnp.stack(valids), jnp.stack(normals)
+    gx, gy = (raycast.interpolate(slope, surface, x, y) / cell for slope in (east, north))
+    normal = jnp.stack([-gx, -gy, jnp.ones_like(gx)], -1)
+    normal = normal / jnp.linalg.norm(normal, axis=-1, keepdims=True)
+    frame = (2, size, size)
+    return surface, t.reshape(frame), valid.reshape(frame), normal.reshape(*frame, 3)
 
 
 @functools.partial(jax.jit, static_argnames="cast_shadows")
 def _light(surface, depth_km, valid, normals, centre, rotation, sun, *, cast_shadows: bool):
     """Grey images uint8 [2, H, W]; pixels without ground are black."""
-    lit = shadows.lit_fraction(surface.heights, surface.cell, sun) if cast_shadows else None
-    images = []
-    for view in range(2):
-        rays = _grid_rays(depth_km.shape[1], rotation[view])
-        to_camera = -rays / jnp.linalg.norm(rays, axis=-1, keepdims=True)
-        radiance = photometry.shade(normals[view], to_camera, sun)
-        if lit is not None:
-            x, y = (centre[view, i] + depth_km[view] * rays[..., i] for i in range(2))
-            radiance *= raycast.interpolate(lit, surface, x.reshape(-1), y.reshape(-1)).reshape(x.shape)
-        images.append(photometry.expose(jnp.where(valid[view], radiance, 0.0)))
-    return jnp.stack(images)
+    rays = _grid_rays(depth_km.shape[1], rotation)
+    to_camera = -rays / jnp.linalg.norm(rays, axis=-1, keepdims=True)
+    radiance = photometry.shade(normals, to_camera, sun)
+    if cast_shadows:
+        lit = shadows.lit_fraction(surface.heights, surface.cell, sun)
+        ground = centre[:, None, None] + depth_km[..., None] * rays
+        x, y, _ = ground.reshape(-1, 3).T
+        radiance *= raycast.interpolate(lit, surface, x, y).reshape(radiance.shape)
+    return photometry.expose(jnp.where(valid, radiance, 0.0))
 
 
 def _place_on_moon(rng: np.random.Generator) -> np.ndarray:
@@ -182,18 +177,15 @@ def light(scene: Scene, azimuth_deg: float, elevation_deg: float, *, cast_shadow
     return np.repeat(np.asarray(grey)[..., None], 3, axis=-1)
 
 
-@jax.jit
-def _trace(surface, centre, rays, focal):
-    return raycast.trace(surface, centre, *jnp.moveaxis(rays, -1, 0), focal)
+_trace = jax.jit(raycast.trace)
 
 
 def trace_rays(scene: Scene, view: int, uv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """z-depth in metres and validity [P] of the ground seen at real-valued pixels uv [P, 2]."""
     K = cameras.intrinsics(scene.size)
     rays = np.append(uv, np.ones((len(uv), 1)), 1) @ np.linalg.inv(K).T @ scene.pair.rotation[view].T
-    depth_km, valid = _trace(
-        scene.surface, scene.pair.centre[view].astype(np.float32), rays.astype(np.float32), K[0, 0]
-    )
+    origins = np.tile(scene.pair.centre[view].astype(np.float32), (len(uv), 1))
+    depth_km, valid = _trace(scene.surface, origins, rays.astype(np.float32), K[0, 0])
     return 1e3 * np.asarray(depth_km, np.float64), np.asarray(valid)
 
 

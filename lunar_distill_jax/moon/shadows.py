@@ -43,10 +43,15 @@ def horizon(heights: jax.Array, cell_km: jax.Array, sun: jax.Array) -> jax.Array
         field = jnp.where(south, field[::-1], field)
         return jnp.where(west, field[:, ::-1], field)
 
-    shadow = _shift(mirror(heights), dy, dx) - climb
-    for power in range(math.ceil(math.log2(n * math.sqrt(2.0)))):
-        step = 2**power
-        shadow = jnp.maximum(shadow, _shift(shadow, step * dy, step * dx) - step * climb)
+    def double(_, state):
+        step, shadow = state
+        further = _shift(shadow, step * dy, step * dx) - step * climb
+        return 2.0 * step, jnp.maximum(shadow, further)
+
+    # A loop, not unrolled: XLA would fuse the shifts and recompute all of them for each sample.
+    steps = math.ceil(math.log2(n * math.sqrt(2.0)))
+    first = _shift(mirror(heights), dy, dx) - climb
+    _, shadow = jax.lax.fori_loop(0, steps, double, (jnp.float32(1.0), first))
     return mirror(shadow)
 
 
