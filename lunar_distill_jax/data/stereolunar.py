@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -33,6 +34,16 @@ TRAJECTORIES = {  # words of folder names -> what they mean; "pitch" and "landin
 }
 
 _log = logging.getLogger(__name__)
+# All that zipfile and numpy raise on damaged bytes; RuntimeError has NotImplementedError.
+_NPZ_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +92,10 @@ def find_pairs(root: str | os.PathLike, split: str | None = None) -> list[PairRe
     for folder, stems in named:
         scene = folder.relative_to(root).as_posix()
         name = "-".join(stems) if scene == "." else f"{scene}/{'-'.join(stems)}"
-        frames = tuple(_with_camera(_frame_files(folder, stem)) for stem in stems)
-        cameras = (folder, *(frame.camera.read_bytes() for frame in frames))
+        first, second = (_with_camera(_frame_files(folder, stem)) for stem in stems)
+        cameras = (folder, first.camera.read_bytes(), second.camera.read_bytes())
         geometry = geometries.setdefault(cameras, name)
-        refs.append(PairRef(name, geometry, _trajectory(root, folder), frames))
+        refs.append(PairRef(name, geometry, _trajectory(root, folder), (first, second)))
     if not refs:
         raise InputError(
             f"The data folder {root} holds no pairs (found 0, expected frames such as "
@@ -168,7 +179,7 @@ def _pairs_of_split(
             if min(scene, first, second) < 0:
                 raise IndexError
             folder = root / str(scenes[scene])
-            pair = tuple(str(stems[i]).removesuffix(".jpg") for i in (first, second))
+            pair = str(stems[first]), str(stems[second])
         except (IndexError, TypeError, ValueError) as e:
             raise InputError(
                 f"Row {number} of `pairs` in the split file {path} is {row}, expected (scene < "
@@ -180,7 +191,7 @@ def _pairs_of_split(
                 f"The scene folder {folder} named by the split file {path.name} does not exist: "
                 "restore it, or remove its pairs from the split file."
             )
-        yield folder, pair
+        yield folder, (pair[0].removesuffix(".jpg"), pair[1].removesuffix(".jpg"))
 
 
 def _pairs_by_number(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, tuple[str, str]]]:
@@ -321,7 +332,7 @@ def _read_npz(path: pathlib.Path, keys: tuple[str, ...], what: str) -> dict[str,
             return {key: file[key] for key in keys}
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as e:
+    except _NPZ_ERRORS as e:
         raise InputError(
             f"The {what} {path} is not a readable npz of plain arrays (found {type(e).__name__}, "
             f"expected {list(keys)}): copy it again from its source."

@@ -5,7 +5,6 @@ Both are predictors as `run.evaluate` wants them: a list of pairs in, their poin
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -41,15 +40,16 @@ def mean_baseline(
     Raises:
       InputError: no training pairs, or pairs of different sizes, here or when it is asked.
     """
-    sums, counts = defaultdict(float), defaultdict(float)
+    sums: dict[str | None, np.ndarray] = {}
+    counts: dict[str | None, np.ndarray] = {}
     shape = None
     for pair in training:
         shape = _same_shape(pair, shape or pair.valid.shape)
         points = geometry.pointmaps_cam1(pair)
         points /= np.linalg.norm(points[pair.valid], axis=-1).mean()
         for key in (pair.trajectory, None):  # None: all trajectories
-            sums[key] += np.where(pair.valid[..., None], points, 0.0)
-            counts[key] += pair.valid
+            sums[key] = sums.get(key, 0.0) + np.where(pair.valid[..., None], points, 0.0)
+            counts[key] = counts.get(key, 0) + pair.valid
     if shape is None:
         raise InputError("The mean baseline got 0 training pairs, expected at least 1: give some.")
     means = {key: np.stack([*map(_mean_map, sums[key], counts[key])]) for key in sums}

@@ -68,17 +68,7 @@ def evaluate(
     for batch in _chunks(pairs, chunk):
         truths = [metrics.ground_truth(pair) for pair in batch]
         for model, predict in predictors.items():
-            predictions = predict(batch)
-            if len(predictions) != len(batch):
-                raise ValueError(
-                    f"{model} returned {len(predictions)} point maps for {len(batch)} pairs."
-                )
-            for pair, truth, prediction in zip(batch, truths, predictions, strict=True):
-                try:
-                    values = metrics.pair_metrics(prediction, truth)
-                except ValueError as e:
-                    raise ValueError(f"{model} on {pair.name}: {e}") from e
-                rows.append(Row(model, pair.name, pair.geometry, pair.trajectory, values))
+            rows.extend(_score(model, predict(batch), batch, truths))
         progress(len(batch))
     if not rows:
         raise InputError(
@@ -120,6 +110,22 @@ def write_pairs(path: str | os.PathLike, evaluation: Evaluation) -> None:
         names = [row.model, row.pair, row.geometry, row.trajectory]
         writer.writerow(names + [f"{row.values[name]:.6g}" for name in metrics.METRICS])
     atomic.write_text(path, text.getvalue())
+
+
+def _score(
+    model: str,
+    predictions: Sequence[PointMaps],
+    batch: Sequence[StereoPair],
+    truths: Sequence[metrics.GroundTruth],
+) -> Iterator[Row]:
+    if len(predictions) != len(batch):
+        raise ValueError(f"{model} returned {len(predictions)} point maps for {len(batch)} pairs.")
+    for pair, truth, prediction in zip(batch, truths, predictions, strict=True):
+        try:
+            values = metrics.pair_metrics(prediction, truth)
+        except ValueError as e:
+            raise ValueError(f"{model} on {pair.name}: {e}") from e
+        yield Row(model, pair.name, pair.geometry, pair.trajectory, values)
 
 
 def _chunks(pairs: Iterable[StereoPair], chunk: int) -> Iterator[list[StereoPair]]:
