@@ -57,7 +57,7 @@ def write_report(
       lead: one paragraph: what was done, with what, how long it took.
       metrics: model -> metric -> value, over all pairs.
       by_trajectory: trajectory -> model -> metric -> value.
-      intervals: model -> metric -> (low, high), for the values of `metrics`.
+      intervals: model -> metric -> (low, high), 95 %, for the values of `metrics`.
       history: training rows {"step", "loss", ...terms}; no chart without them.
       shown: pairs to show in pictures and in the viewer.
       facts: short label -> text, such as "student" -> "3.1 M parameters"; long ones go to the foot.
@@ -112,14 +112,20 @@ def _results(metrics, by_trajectory, intervals) -> str:
             "yardstick and not a competitor. Relief is what remains beyond it."
         )
     if intervals:
-        notes.append("Small figures: interval.")
+        notes.append("Small figures: 95 % interval.")
+    main = tables.results_table(metrics, intervals)
     split = tables.trajectory_table(by_trajectory)
-    return (
-        f'<section><h2>Results</h2><div class="scroll">{tables.results_table(metrics, intervals)}'
-        f'</div><p class="note">{" ".join(notes)}</p>'
-        + (f'<h3>By trajectory</h3><div class="scroll">{split}</div>' if split else "")
-        + "</section>"
-    )
+    detail = tables.results_table(metrics, intervals, detail=True)
+    parts = [
+        "<section><h2>Results</h2>",
+        f'<div class="scroll">{main}</div><p class="note">{" ".join(notes)}</p>',
+        f'<h3>By trajectory</h3><div class="scroll">{split}</div>' if split else "",
+        f'<details><summary>More metrics</summary><div class="scroll">{detail}</div></details>'
+        if detail
+        else "",
+        "</section>",
+    ]
+    return "\n".join(filter(None, parts))
 
 
 def _chart(history) -> str:
@@ -127,9 +133,9 @@ def _chart(history) -> str:
     if not chart:
         return ""
     return (
-        f"<section><h2>Training</h2><figure>{chart}<figcaption>Loss and its terms at each step "
-        "(faint) and their running mean (solid), with its last value.</figcaption></figure>"
-        "</section>"
+        f'<section><h2>Training</h2><figure><div class="scroll">{chart}</div>'
+        "<figcaption>Loss and its terms at each step (faint) and their running mean (solid), "
+        "with its last value.</figcaption></figure></section>"
     )
 
 
@@ -149,10 +155,10 @@ def _viewer(drawn: Sequence[pairs.Drawn]) -> str:
             for kind, cmap in (("relief", "RdBu_r"), ("error", "magma"), ("conf", "cividis"))
         },
     }
-    stills = [("Ground truth", cloud.still(first.pair, first.truth))]
+    stills = [("Ground truth", cloud.still(first.small, first.truth))]
     if names:
         right = data["right"]
-        stills.append((tables.model_name(right), cloud.still(first.pair, first.models[right])))
+        stills.append((tables.model_name(right), cloud.still(first.small, first.models[right])))
     pictures = "".join(
         f'<figure><img src="{figures.data_uri(png)}" alt="{html.escape(name)}, drawn from above">'
         f"<figcaption>{html.escape(name)}</figcaption></figure>"

@@ -26,12 +26,14 @@ ROWS = {
 class Drawn:
     """A pair with all that the page shows of it.
 
+    small:    the pair at the resolution of the maps; `truth` and `models` are of its size
     pictures: "view1_depth_teacher" -> PNG bytes
     scales:   (view index, row) -> the scale that all pictures of that row share
     cloud:    for the viewer, see `cloud.pack_pair`
     """
 
     pair: StereoPair
+    small: StereoPair
     metrics: Mapping[str, Mapping[str, float]]
     truth: maps.Surface
     models: dict[str, maps.Surface]
@@ -47,14 +49,14 @@ def draw(
 ) -> Drawn:
     """Aligns, maps, colours and packs one pair."""
     photographs = {f"view{v + 1}_photo": figures.photograph(pair.image[v]) for v in range(2)}
-    pair, small = maps.thin(pair, dict(predictions), MAP_SIDE)
-    truth, models = maps.surfaces(pair, small)
+    small, predictions = maps.thin(pair, dict(predictions), MAP_SIDE)
+    truth, models = maps.surfaces(small, predictions)
     scales = {key: scale for v in range(2) for key, scale in _scales(truth, models, v).items()}
     pictures = photographs | _pictures(truth, models, scales)
-    packed = cloud.pack_pair(pair, truth, models, scales[0, "conf"])
+    packed = cloud.pack_pair(small, truth, models, scales[0, "conf"])
     packed["error"] = list(scales[0, "error"].ticks)
     packed["conf"] = list(scales[0, "conf"].ticks)
-    return Drawn(pair, metrics, truth, models, pictures, scales, packed)
+    return Drawn(pair, small, metrics, truth, models, pictures, scales, packed)
 
 
 def _scales(truth: maps.Surface, models: Mapping[str, maps.Surface], view: int) -> dict:
@@ -149,7 +151,7 @@ def _truth_numbers(truth: maps.Surface) -> dict[str, str]:
 
 def _model_numbers(metrics: Mapping[str, float]) -> dict[str, str]:
     numbers = {}
-    for key in tables.columns([metrics]):
+    for key in tables.headlines([metrics]):
         metric = tables.metric_of(key)
         percent = " %" if metric.unit.startswith("%") else ""
         numbers[metric.name] = tables.number(metrics[key], metric) + percent
@@ -192,7 +194,8 @@ def _picture_cell(drawn: Drawn, row: str, name: str) -> str:
     views = "".join(
         _img(drawn.pictures[f"view{v}_{row}_{name}"], f"{label}, view {v}", f"v{v}") for v in (1, 2)
     )
-    return f'<div class="cell">{views}</div>'
+    who = html.escape(tables.model_name(name))
+    return f'<div class="cell">{views}<span class="who">{who}</span></div>'
 
 
 def _img(png: bytes, alt: str, css_class: str) -> str:

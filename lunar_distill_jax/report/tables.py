@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 
 ORACLES = {"baseline_plane"}  # they have seen the ground truth of the very pair they are scored on
 ORACLE_TAG = ' <span class="tag">oracle</span>'
-HEADLINES = ("point_error_pct", "relief_corr", "abs_rel")  # split by trajectory
 
 MODEL_NAMES = {
     "ground_truth": "Ground truth",
@@ -24,22 +23,29 @@ MODEL_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """How a number is shown. better: -1 lower, +1 higher, 0 neither."""
+    """How a number is shown. better: -1 lower, +1 higher, 0 neither; detail: not in the main table."""
 
     name: str
     unit: str = ""
     better: int = 0
     form: str = ".4g"
+    detail: bool = False
 
 
 METRICS = {
     "abs_rel": Metric("Depth AbsRel", "fraction", -1, ".4f"),
     "point_error_pct": Metric("Point error", "% of depth", -1, ".2f"),
+    "point_error_median_pct": Metric("Point error, median", "% of depth", -1, ".2f", True),
+    "point_error_p90_pct": Metric("Point error, 90th pct.", "% of depth", -1, ".2f", True),
     "point_error_sim3_pct": Metric("Point error, Sim(3)", "% of depth", -1, ".2f"),
-    "relief_corr": Metric("Relief correlation", "r", +1, ".3f"),
+    "sim3_rotation_deg": Metric("Sim(3) rotation", "degrees", -1, ".2f", True),
+    "sim3_translation_pct": Metric("Sim(3) shift", "% of depth", -1, ".2f", True),
+    "relief_corr": Metric("Relief corr.", "r", +1, ".3f"),
     "relief_corr_detrended": Metric("Relief corr., detrended", "r", +1, ".3f"),
     "conf_mean": Metric("Mean confidence", "", 0, ".2f"),
+    "conf_rank_corr": Metric("Confidence rank corr.", "ρ", +1, ".3f", True),
 }
+HEADLINES = ("point_error_pct", "relief_corr", "abs_rel")  # split by trajectory, shown with pairs
 
 
 def model_name(key: str) -> str:
@@ -65,6 +71,12 @@ def columns(rows: Iterable[Mapping[str, float]]) -> list[str]:
     return [k for k in METRICS if k in seen] + [k for k in seen if k not in METRICS]
 
 
+def headlines(rows: Iterable[Mapping[str, float]]) -> list[str]:
+    """The few keys to show where space is short: ours if there are any, else all."""
+    keys = columns(rows)
+    return [k for k in HEADLINES if k in keys] or keys
+
+
 def best_models(metrics: Mapping[str, Mapping[str, float]], key: str) -> set[str]:
     """The models with the best value of a metric as it is shown, oracles left out."""
     metric = metric_of(key)
@@ -82,9 +94,16 @@ def best_models(metrics: Mapping[str, Mapping[str, float]], key: str) -> set[str
 def results_table(
     metrics: Mapping[str, Mapping[str, float]],
     intervals: Mapping[str, Mapping[str, tuple[float, float]]],
+    *,
+    detail: bool = False,
 ) -> str:
-    """Models by metrics, over all pairs; arguments as in `page.write_report`."""
-    keys = columns(metrics.values())
+    """Models by the main metrics or by the details, over all pairs; "" if there are none of them.
+
+    Arguments as in `page.write_report`.
+    """
+    keys = [k for k in columns(metrics.values()) if metric_of(k).detail == detail]
+    if not keys:
+        return ""
     head = "".join(_heading(metric_of(key)) for key in keys)
     best = {key: best_models(metrics, key) for key in keys}
     rows = []
@@ -100,7 +119,7 @@ def results_table(
 def trajectory_table(by_trajectory: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Models by the headline metrics, each split by trajectory; "" if there are none."""
     rows_of = [row for group in by_trajectory.values() for row in group.values()]
-    keys = [k for k in HEADLINES if any(k in row for row in rows_of)] or columns(rows_of)
+    keys = headlines(rows_of)
     if not keys:
         return ""
     best = {(k, t): best_models(group, k) for k in keys for t, group in by_trajectory.items()}

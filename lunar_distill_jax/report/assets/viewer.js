@@ -17,13 +17,14 @@
     in vec3 a_pos, a_photo;
     in vec4 a_data; // error, confidence, confidence rank, view
     uniform mat4 u_camera;
-    uniform float u_exaggeration, u_size;
+    uniform float u_exaggeration, u_size, u_behind;
     out vec3 v_photo, v_pos;
     out vec4 v_data;
     void main() {
       v_pos = vec3(a_pos.xy, a_pos.z * u_exaggeration);
       v_photo = a_photo; v_data = vec4(a_data.xyz, a_data.w * 255.0);
       gl_Position = u_camera * vec4(v_pos, 1.0);
+      if (v_data.w > 1.5) gl_Position.z += u_behind; // where the views agree view 1 is seen
       gl_PointSize = clamp(u_size / gl_Position.w, 1.0, 40.0);
     }`;
   const FRAGMENT = `#version 300 es
@@ -63,7 +64,7 @@
   gl.useProgram(program);
   const uniform = name => gl.getUniformLocation(program, "u_" + name);
   const U = Object.fromEntries(["camera", "exaggeration", "size", "colour", "shade", "plain", "hide",
-    "relief", "view"].map(name => [name, uniform(name)]));
+    "relief", "view", "behind"].map(name => [name, uniform(name)]));
   gl.enable(gl.DEPTH_TEST);
   gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
   const maps = ["relief", "error", "conf"].flatMap(name => data.maps[name].colours);
@@ -131,14 +132,15 @@
     return eye.distance * radius() / Math.tan(FIELD / 2) / Math.min(1, aspect);
   }
 
-  function cameraMatrix(aspect) {
+  function setCamera(aspect) {
     const { right, up, back } = axes(), d = reach(aspect), near = 0.02 * d, far = 20 * d, f = 1 / Math.tan(FIELD / 2);
+    gl.uniform1f(U.behind, 2 * near * 0.002); // as if 0.2 % further away
     const at = [eye.x, eye.y, eye.z].map((v, i) => v * radius() + back[i] * d);
     const row = (axis, s) => [...axis.map(v => v * s), -s * axis.reduce((sum, v, i) => sum + v * at[i], 0)];
     const depth = row(back, (far + near) / (near - far));
     depth[3] += 2 * far * near / (near - far);
     const rows = [row(right, f / aspect), row(up, f), depth, row(back, -1)];
-    return Float32Array.from({ length: 16 }, (_, i) => rows[i % 4][i >> 2]);
+    gl.uniformMatrix4fv(U.camera, false, Float32Array.from({ length: 16 }, (_, i) => rows[i % 4][i >> 2]));
   }
 
   // ---- Drawing --------------------------------------------------------------------------------
@@ -166,7 +168,7 @@
       gl.viewport(x, y, w, h);
       gl.enable(gl.SCISSOR_TEST);
       gl.scissor(x, y, w, h);
-      gl.uniformMatrix4fv(U.camera, false, cameraMatrix(w / h));
+      setCamera(w / h);
       gl.uniform1f(U.exaggeration, field.exaggeration.value);
       drawGrid();
       if (scene.sources[name]) drawSource(scene.sources[name], h, w / h);
@@ -318,7 +320,9 @@
     eye = { ...START };
     choosePanels();
   });
-  for (const link of document.querySelectorAll("a.turn")) link.addEventListener("click", () => {
+  document.addEventListener("click", e => { // the links are further down the page, not parsed yet
+    const link = e.target.closest("a.turn");
+    if (!link) return;
     field.pair.value = link.dataset.pair;
     choosePair();
   });
