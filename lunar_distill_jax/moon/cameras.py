@@ -1,4 +1,4 @@
-"""Pairs of pinhole cameras as StereoLunar flies them: nadir, oblique and dynamic (numpy, on the host).
+"""Pairs of pinhole cameras as StereoLunar flies them: nadir, oblique and dynamic (numpy).
 
 Lengths are km in the frame of the grid: z up, ground at the origin. Cameras are OpenCV's (x right,
 y down, z forward). The distributions are those of StereoLunar's generation scripts, corrected where
@@ -16,7 +16,9 @@ FIELD_OF_VIEW_DEG = 45.0
 LEVELS_KM = 3.5 + 3.0 * np.arange(10)  # nadir and oblique; dynamic flies 0.5 km higher
 MAX_SIDE = 4.5  # joint footprint over altitude; beyond it the grid cannot resolve the near ground
 MIN_OVERLAP = 0.25
-LOW_GROUND = 0.05  # the footprint is taken on a plane this far (in altitudes) below the origin
+# The footprint is taken on planes this far (in altitudes) below and above the origin; ground that
+# reaches further costs a redraw.
+RELIEF = {"nadir": 0.05, "oblique": 0.10, "dynamic": 0.07}
 MARGIN = 1.04
 
 
@@ -45,7 +47,7 @@ def intrinsics(size: int) -> np.ndarray:
 
 
 def look_at(centre: np.ndarray, target: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Rotation [3, 3] camera to grid that looks at `target` with image x as close to `right` as can be."""
+    """Rotation [3, 3] camera to grid that looks at `target`; image x lies closest to `right`."""
     z = (target - centre) / np.linalg.norm(target - centre)
     x = right - (right @ z) * z
     x /= np.linalg.norm(x)
@@ -68,8 +70,9 @@ def _around(distance: float, azimuth: float, z: float = 0.0) -> np.ndarray:
 def nadir(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Camera 1 looks straight down; camera 2 stands B to its left, B/H in 0.02..0.10.
 
-    Camera 2 does not aim at the point below camera 1 but (-B/2, -B/2) beside it in the image, 0.71 B
-    away: in StereoLunar its rotation from camera 1 is (theta/2, theta/2, 0) with tan theta = B/H.
+    Camera 2 does not aim at the point below camera 1 but (-B/2, -B/2) beside it in the image, that
+    is 0.71 B away: its rotation from camera 1 is (theta/2, theta/2, 0) with tan theta = B/H, as
+    measured in StereoLunar.
     """
     altitude = rng.choice(LEVELS_KM)
     baseline = altitude * rng.uniform(0.02, 0.10)
@@ -85,7 +88,12 @@ def _oblique_altitudes(rng: np.random.Generator) -> np.ndarray:
     offset = rng.uniform(-1.0, 1.0)
     close = offset + rng.choice([-1.0, 1.0]) * rng.uniform(0.5, 1.0)
     ends = np.array([rng.uniform(-1.0, -0.4), rng.uniform(0.4, 1.0)])
-    offsets = [(offset, offset), (offset, np.clip(close, -1.0, 1.0)), rng.permutation(ends), (-1, 1)]
+    offsets = [
+        (offset, offset),
+        (offset, np.clip(close, -1.0, 1.0)),
+        rng.permutation(ends),
+        (-1, 1),
+    ]
     return rng.choice(LEVELS_KM) + np.array(offsets[rng.integers(4)])
 
 
@@ -106,7 +114,7 @@ def oblique(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dynamic(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A descent: altitudes differ by up to 30 %, pointing wanders by up to 30 degrees, roll is free."""
+    """A descent: altitudes vary by 30 %, pointing wanders by up to 30 degrees, roll is free."""
     level = rng.choice(LEVELS_KM) + 0.5
     centres, rotations = [], []
     for _ in range(2):
@@ -125,7 +133,7 @@ def dynamic(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ground_hits(centre: np.ndarray, rotation: np.ndarray, height: float, count: int) -> np.ndarray:
-    """Points [count^2, 2] where a raster of a camera's rays meets the plane z = height (inf: never)."""
+    """Points [count^2, 2] where a raster of rays meets the plane z = height (inf: never)."""
     edge = math.tan(math.radians(FIELD_OF_VIEW_DEG / 2)) * np.linspace(-1, 1, count)
     x, y = np.meshgrid(edge, edge)
     rays = np.stack([x.ravel(), y.ravel(), np.ones(x.size)], 1) @ rotation.T
@@ -135,7 +143,7 @@ def ground_hits(centre: np.ndarray, rotation: np.ndarray, height: float, count: 
 
 
 def plane_overlap(centre: np.ndarray, rotation: np.ndarray) -> float:
-    """Smaller of the two fractions of a view's ground, taken as flat, that the other view frames."""
+    """How much of a view's ground, taken as flat, the other view frames; smaller of the two."""
     limit = math.tan(math.radians(FIELD_OF_VIEW_DEG / 2))
     fractions = []
     for a, b in ((0, 1), (1, 0)):
@@ -150,10 +158,15 @@ TRAJECTORIES = {"nadir": nadir, "oblique": oblique, "dynamic": dynamic}
 
 
 def draw_cameras(rng: np.random.Generator, trajectory: str) -> CameraPair | None:
-    """One camera pair, or None if its draw looks at the sky, at too wide a ground, or too far apart."""
+    """One camera pair, or None where it sees sky, too wide a ground, or too little in common."""
     centre, rotation = TRAJECTORIES[trajectory](rng)
     altitude = centre[:, 2].mean()
-    seen = [ground_hits(c, R, -LOW_GROUND * altitude, 9) for c, R in zip(centre, rotation, strict=True)]
+    relief = RELIEF[trajectory] * altitude
+    seen = [
+        ground_hits(centre[view], rotation[view], height, 9)
+        for view in range(2)
+        for height in (-relief, relief)
+    ]
     seen = np.concatenate([*seen, np.zeros((1, 2))])  # the origin must lie on the grid
     if not np.isfinite(seen).all():
         return None

@@ -96,7 +96,9 @@ def draw_counts(rng: np.random.Generator, n: int, cell_km: float) -> np.ndarray:
     means = [
         expected_count(n, p, size_factor(p / math.sqrt(18.0) * cell_km)) for p in patch_sizes(n)
     ]
-    return np.minimum(rng.poisson(means), [_capacity(n, p) for p in patch_sizes(n)]).astype(np.int32)
+    return np.minimum(rng.poisson(means), [_capacity(n, p) for p in patch_sizes(n)]).astype(
+        np.int32
+    )
 
 
 def _capacity(n: int, patch: int) -> int:
@@ -105,7 +107,7 @@ def _capacity(n: int, patch: int) -> int:
 
 
 def depth_factor(diameter_km: jax.Array) -> jax.Array:
-    """Depth over that of the fresh profile: shallower when small (Stopar et al. 2017) or complex."""
+    """Depth over the fresh profile's: shallower when small (Stopar et al. 2017) or complex."""
     small = jnp.clip((diameter_km / 0.4) ** 0.25, 0.5, 1.0)
     return small * jnp.maximum(diameter_km / 10.0, 1.0) ** -0.7
 
@@ -150,8 +152,8 @@ def _rim_weight(x_squared: jax.Array) -> jax.Array:
 
 
 def _stamp(heights: jax.Array, crater: jax.Array, series: jax.Array, patch: int) -> jax.Array:
-    """Excavates one crater: old relief is pulled to its local plane inside the rim, then the profile
-    is added. The patch is pushed inside the grid; it still covers all the grid the crater touches."""
+    """Excavates one crater: old relief is pulled to its local plane inside the rim, the profile is
+    added. The patch is pushed inside the grid; it still covers all the crater's share of it."""
     n = heights.shape[0]
     row, column, diameter, age, depth_km = crater
     corner = jnp.clip(jnp.floor(crater[:2]).astype(jnp.int32) - patch // 2, 0, n - patch)
@@ -175,7 +177,9 @@ def add_craters(heights: jax.Array, key: jax.Array, counts: jax.Array, cell_km: 
     """Stamps `counts` [classes] craters of each class on heights [N, N] (km), big to small."""
     n = heights.shape[0]
     series = jnp.asarray(profile_series())
-    for index, (patch, drawn) in enumerate(zip(patch_sizes(n), _draw(key, n, cell_km), strict=True)):
+    for index, (patch, drawn) in enumerate(
+        zip(patch_sizes(n), _draw(key, n, cell_km), strict=True)
+    ):
 
         def stamp(i, h, drawn=drawn, patch=patch):
             return _stamp(h, drawn[i], series, patch)

@@ -20,7 +20,7 @@ def sun_direction(azimuth_deg: float, elevation_deg: float) -> np.ndarray:
 
 
 def lommel_seeliger(mu0: jax.Array, mu: jax.Array, phase: jax.Array) -> jax.Array:
-    """I = 2 mu0 / (mu0 + mu) exp(-0.69 g), with mu0 = n.s, mu = n.v and the phase angle g in rad."""
+    """I = 2 mu0 / (mu0 + mu) exp(-0.69 g); mu0 = n.s, mu = n.v, g the phase angle in radians."""
     mu0, mu = jnp.maximum(mu0, 0.0), jnp.maximum(mu, 0.0)
     return 2.0 * mu0 / jnp.maximum(mu0 + mu, 1e-6) * jnp.exp(-PHASE_SLOPE * phase)
 

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 
 MARCH_STEPS, NEWTON_STEPS = 96, 4
 # The march stops this close to the ground (in pixels) and leaves the rest to Newton.
-MARCH_TOLERANCE, RESIDUAL_TOLERANCE = 0.02, 0.05
+MARCH_TOLERANCE, RESIDUAL_TOLERANCE = 0.02, 0.005
 
 
 @flax.struct.dataclass
 class Surface:
-    """Bilinear heightfield: heights [N, N] (rows y, columns x), sample [0, 0] at (x0, y0); all km."""
+    """Bilinear heightfield: heights [N, N] (row y, column x), sample [0, 0] at (x0, y0); km."""
 
     heights: jax.Array
     x0: jax.Array
@@ -26,7 +26,7 @@ class Surface:
 
 
 def _corners(surface: Surface, x: jax.Array, y: jax.Array):
-    """Flat indices of the lower-left sample of each point's cell, and the position inside the cell."""
+    """Flat index of the lower-left sample of each point's cell, and the position in the cell."""
     n = surface.heights.shape[0]
     u = jnp.clip((x - surface.x0) / surface.cell, 0.0, n - 1.0)
     v = jnp.clip((y - surface.y0) / surface.cell, 0.0, n - 1.0)
@@ -71,8 +71,8 @@ def trace(surface: Surface, centre: jax.Array, rays: jax.Array, focal: jax.Array
 
     centre, rays: [P, 3] in the grid frame, km; rays of unit z in their camera. focal: in pixels.
 
-    The gap g = P_z - h(P_xy) shrinks at most at the rate -r_z + L |r_xy|, so steps of g over that rate
-    never pass the surface (Lipschitz / sphere tracing, Hart 1996); the march runs until every ray is
+    The gap g = P_z - h(P_xy) shrinks at most at the rate -r_z + L |r_xy|, so steps of g over that
+    rate never pass the surface (sphere tracing, Hart 1996); the march runs until every ray is
     within 0.02 pixels of the ground. Not trusted: rays that leave the grid, do not descend, or are
     still further than that from the ground after 96 steps (they graze a ridge).
     """
@@ -97,7 +97,7 @@ def trace(surface: Surface, centre: jax.Array, rays: jax.Array, focal: jax.Array
     start = jnp.where(descends, (top - cz) / jnp.where(descends, rz, -1.0), 0.0)
     start = jnp.maximum(start, 0.0)
     _, t, g = jax.lax.while_loop(unfinished, march, (0, start, gap(start)))
-    arrived = jnp.abs(g) <= RESIDUAL_TOLERANCE * pixel * t
+    arrived = jnp.abs(g) <= MARCH_TOLERANCE * pixel * t
 
     for _ in range(NEWTON_STEPS):
         height, gx, gy = sample(surface, cx + t * rx, cy + t * ry)

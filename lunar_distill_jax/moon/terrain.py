@@ -1,8 +1,7 @@
 """A square heightfield that has the statistics of the lunar south pole.
 
 Relief (fractal) + craters + fine texture -> talus (no slope above the angle of repose) -> blur of
-half a cell -> the sphere of the Moon falls away. Heights are km; rows run north (y), columns east (x)
-in the frame of the grid.
+half a cell -> the sphere of the Moon falls away. Heights are km; rows run along y, columns along x.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ def fractal(key: jax.Array, n: int, cell_km: jax.Array) -> jax.Array:
     """Relief and fine texture [N, N] in km: white noise filtered to a given power spectrum.
 
     Each part has the 2-D spectrum (k^2 + k0^2)^(-beta/2), k in cycles/km, and is scaled to an RMS
-    slope (bidirectional, both axes) at one lag: 0.145 at 500 m, and 0.048 from cell to cell. The two
-    occupy different bands, so they may share one noise. The noise is periodic over 1.5 N cells, of
-    which one corner is kept: opposite edges do not match. Targets: see Rosenburg et al. 2011 and the
-    spectra measured on StereoLunar (k^-4.7 to k^-5.1 with craters).
+    slope (bidirectional, both axes) at one lag: 0.145 at 500 m, and 0.048 from cell to cell. They
+    occupy different bands, so they may share one noise. It is periodic over 1.5 N cells, of which
+    one corner is kept: opposite edges do not match. Targets: Rosenburg et al. 2011, and the spectra
+    measured on StereoLunar (k^-4.7 to k^-5.1 with craters).
     """
     m = 3 * n // 2
     noise = jnp.fft.rfft2(jax.random.normal(key, (m, m)))
@@ -63,7 +62,7 @@ def _limit_slopes(heights: jax.Array, max_step: jax.Array) -> jax.Array:
 
 
 def talus(heights: jax.Array, cell_km: jax.Array) -> jax.Array:
-    """Lets steep slopes slide to the angle of repose, on a pyramid so that tall cliffs slide too."""
+    """Lets slopes slide to the angle of repose, on a pyramid so that tall cliffs slide too."""
     n = heights.shape[0]
     max_step = jnp.tan(jnp.deg2rad(REPOSE_DEG)) * cell_km
     for scale in (8, 4, 2):
@@ -75,7 +74,7 @@ def talus(heights: jax.Array, cell_km: jax.Array) -> jax.Array:
 
 
 def blur(image: jax.Array, sigma: float) -> jax.Array:
-    """Separable Gaussian blur of [..., H, W], sigma in samples; edges are repeated, never wrapped."""
+    """Separable Gaussian blur of [..., H, W], sigma in samples; edges repeat, never wrap."""
     radius = max(1, round(4 * sigma))
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     taps /= taps.sum()
@@ -92,7 +91,12 @@ def blur(image: jax.Array, sigma: float) -> jax.Array:
 
 
 def make_heights(
-    key: jax.Array, counts: jax.Array, n: int, cell_km: jax.Array, x0_km: jax.Array, y0_km: jax.Array
+    key: jax.Array,
+    counts: jax.Array,
+    n: int,
+    cell_km: jax.Array,
+    x0_km: jax.Array,
+    y0_km: jax.Array,
 ) -> jax.Array:
     """Heights [N, N] in km above the tangent plane at (0, 0), where the ground itself is at zero.
 

@@ -1,0 +1,153 @@
+"""`lunar-distill render`: synthetic stereo pairs in StereoLunar's on-disk format."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import tqdm
+
+from lunar_distill_jax import moon
+from lunar_distill_jax.atomic import atomic_folder
+from lunar_distill_jax.data import write
+from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.moon import preview
+from lunar_distill_jax.types import StereoPair
+
+TRAJECTORIES = ("nadir", "oblique", "dynamic")
+PREVIEW_ROWS = 6
+
+EXAMPLE = """\
+example:
+  lunar-distill render --out moon --pairs 12 --size 224
+
+writes 12 pairs of 224 x 224 pixels, four camera pairs under three suns each:
+  moon/Nadir/paire1/im_00000.{jpg,exr,npz}   image, z-depth and camera of view 1
+  moon/Nadir/paire1/im_00001.{jpg,exr,npz}   the same of view 2
+  moon/split.npz                             which frames make a pair, and their overlap
+  moon/preview.png                           a contact sheet
+"""
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    """Adds the verb; numbers stay text here, so that `run` can explain what is wrong with them."""
+    parser = subparsers.add_parser(
+        "render",
+        help="make synthetic stereo pairs of the Moon with exact depth",
+        description="Render stereo pairs of a synthetic Moon with exact depth and poses. "
+        "The same arguments give the same bytes.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--pairs", required=True, metavar="N", help="how many stereo pairs")
+    parser.add_argument("--size", default="224", metavar="S", help="side in pixels (default: 224)")
+    parser.add_argument(
+        "--trajectory",
+        default="mixed",
+        metavar="NAME",
+        help="nadir, oblique, dynamic, or mixed: one after the other (default: mixed)",
+    )
+    parser.add_argument("--seed", default="0", metavar="K", help="(default: 0)")
+    parser.add_argument(
+        "--cast-shadows", action="store_true", help="real shadows; StereoLunar has none"
+    )
+    parser.add_argument(
+        "--sun",
+        default="presets",
+        metavar="SUN",
+        help="presets: StereoLunar's three suns over each camera pair; 0, 1 or 2: one of them; "
+        "random; or AZIMUTH,ELEVATION in degrees (default: presets)",
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Renders, writes, draws the preview; the folder appears when all of it is done."""
+    count = _whole_number("--pairs", args.pairs, least=1)
+    size = _whole_number("--size", args.size, least=32)
+    seed = _whole_number("--seed", args.seed, least=0)
+    if args.trajectory not in (*TRAJECTORIES, "mixed"):
+        raise InputError(
+            f"--trajectory is {args.trajectory!r}: choose nadir, oblique, dynamic or mixed."
+        )
+    trajectories = TRAJECTORIES if args.trajectory == "mixed" else (args.trajectory,)
+    suns = _suns(args.sun)
+    pairs = _render(count, size, trajectories, seed, suns, cast_shadows=args.cast_shadows)
+    shown: dict[int, StereoPair] = {}
+    out = pathlib.Path(args.out)
+    with atomic_folder(out) as part:
+        names = write.write_stereolunar(_keep_for_preview(_progress(pairs, count), shown), part)
+        rows = [dataclasses.replace(pair, name=names[i]) for i, pair in shown.items()]
+        preview.save_contact_sheet(rows, part / "preview.png")
+    print(
+        f"Wrote {count} pairs of {size} x {size} pixels to {out} (look at {out / 'preview.png'})."
+    )
+
+
+def _whole_number(flag: str, text: str, *, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = None
+    if value is None or value < least:
+        raise InputError(f"{flag} is {text!r}: give a whole number of {least} or more.")
+    return value
+
+
+def _suns(text: str) -> tuple:
+    """The suns over each camera pair, as `moon.make_lightings` takes them."""
+    if text == "presets":
+        return tuple(range(len(moon.SUNS)))
+    if text == "random":
+        return ("random",)
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 2 and 0 < numbers[1] <= 90:
+        return (tuple(numbers),)
+    if len(numbers) == 1 and numbers[0] in range(len(moon.SUNS)):
+        return (int(numbers[0]),)
+    raise InputError(
+        f"--sun is {text!r}: give presets, random, 0, 1, 2, or AZIMUTH,ELEVATION in degrees with "
+        "an elevation above 0, up to 90."
+    )
+
+
+def _render(count, size, trajectories, seed, suns, *, cast_shadows) -> Iterator[StereoPair]:
+    """Yields `count` pairs; the last camera pair may get fewer suns than the others."""
+    for index in range(-(-count // len(suns))):
+        # Not seed + index: neighbouring seeds must not share scenes, or a test set leaks.
+        scene_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+        yield from moon.make_lightings(
+            scene_seed,
+            trajectories[index % len(trajectories)],
+            size,
+            suns[: count - index * len(suns)],
+            cast_shadows=cast_shadows,
+        )
+
+
+def _keep_for_preview(pairs: Iterator[StereoPair], shown: dict) -> Iterator[StereoPair]:
+    """Passes pairs on and keeps the first of each geometry in `shown`, by its number."""
+    for i, pair in enumerate(pairs):
+        if len(shown) < PREVIEW_ROWS and pair.geometry not in {p.geometry for p in shown.values()}:
+            shown[i] = pair
+        yield pair
+
+
+def _progress(pairs: Iterator[StereoPair], count: int) -> Iterator[StereoPair]:
+    """A bar on a terminal; elsewhere about ten plain lines."""
+    if sys.stderr.isatty():
+        yield from tqdm.tqdm(pairs, total=count, unit="pair", desc="render")
+        return
+    every = max(1, count // 10)
+    for done, pair in enumerate(pairs, 1):
+        yield pair
+        if done % every == 0 or done == count:
+            print(f"render: {done} of {count} pairs", file=sys.stderr, flush=True)
