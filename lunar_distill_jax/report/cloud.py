@@ -27,7 +27,8 @@ REACH = 4.0  # points further out than this many scene radii are drawn on that e
 def terrain_frame(pair: StereoPair) -> np.ndarray:
     """T_terrain_cam1 [4, 4], metres: z up along the plane's normal, x along the rows of view 1."""
     centre, up = terrain_plane(pair)
-    x = np.array([1.0, 0.0, 0.0]) - up[0] * up
+    along = np.eye(3)[0 if abs(up[0]) < 0.9 else 1]  # terrain seen edge-on: along the columns
+    x = along - (along @ up) * up
     x /= np.linalg.norm(x)
     T = np.eye(4)
     T[:3, :3] = np.stack([x, np.cross(up, x), up])
@@ -113,7 +114,7 @@ def still(pair: StereoPair, surface: Surface, size: tuple[int, int] = (560, 360)
         tilt = np.radians(38)
         u, v, near = x, y * np.sin(tilt) + 2 * z * np.cos(tilt), -y
         lo, hi = np.percentile([u, v], [1, 99], axis=1)
-        scale = 0.86 * min(width / (hi[0] - lo[0]), height / (hi[1] - lo[1]))
+        scale = 0.86 * (size / np.maximum(hi - lo, 1e-9)).min()
         col = width / 2 + (u - (lo + hi)[0] / 2) * scale
         row = height / 2 - (v - (lo + hi)[1] / 2) * scale
         order, dot = np.argsort(near), int(np.ceil(1.6 * width / pair.depth_m.shape[2] / 2))

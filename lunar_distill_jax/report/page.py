@@ -112,7 +112,7 @@ def _results(metrics, by_trajectory, intervals) -> str:
             "yardstick and not a competitor. Relief is what remains beyond it."
         )
     if intervals:
-        notes.append("Small figures: 95 % interval.")
+        notes.append("Small figures: 95\u00a0%\u00a0interval.")
     main = tables.results_table(metrics, intervals)
     split = tables.trajectory_table(by_trajectory)
     detail = tables.results_table(metrics, intervals, detail=True)

@@ -23,7 +23,11 @@ MODEL_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """How a number is shown. better: -1 lower, +1 higher, 0 neither; detail: not in the main table."""
+    """How a number is shown.
+
+    better: -1 lower, +1 higher, 0 neither
+    detail: kept out of the main table
+    """
 
     name: str
     unit: str = ""

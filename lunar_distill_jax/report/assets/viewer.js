@@ -329,7 +329,7 @@
   new ResizeObserver(redraw).observe(canvas);
   choosePair().then(() => {
     stage.querySelector(".stills").hidden = true;
-    canvas.hidden = form.hidden = false;
+    canvas.hidden = form.hidden = document.querySelector("#viewer .note").hidden = false;
     redraw();
   });
 })();
