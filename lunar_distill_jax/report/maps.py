@@ -26,16 +26,16 @@ class Surface:
     depth_m:     float64 [2, H, W]     z-depth in each view's own (ground-truth) camera
     relief_m:    float64 [2, H, W]     depth of the true plane minus depth: positive is nearer
     slope_deg:   float64 [2, H, W]     angle of the surface normal to the local vertical
-    error_pct:   float64 [2, H, W]     |X - X_gt| in % of the true depth; None for the ground truth
-    conf:        float64 [2, H, W]     None for the ground truth
+    error_pct:   float64 [2, H, W]     |X - X_gt| in % of the true depth; NaN for the ground truth
+    conf:        float64 [2, H, W]     NaN for the ground truth
     """
 
     points_cam1: np.ndarray
     depth_m: np.ndarray
     relief_m: np.ndarray
     slope_deg: np.ndarray
-    error_pct: np.ndarray | None = None
-    conf: np.ndarray | None = None
+    error_pct: np.ndarray
+    conf: np.ndarray
 
 
 def thin(pair: StereoPair, predictions: dict[str, PointMaps], side: int):
@@ -128,7 +128,8 @@ def describe(pair: StereoPair, points_cam1: np.ndarray, planes_m: np.ndarray) ->
     """The maps that need no comparison: of the ground truth, or of a prediction already aligned."""
     points = np.where(pair.valid[..., None], points_cam1, np.nan)
     depth = own_depths(pair, points)
-    return Surface(points, depth, planes_m - depth, slopes(pair, points_cam1))
+    unknown = np.full(depth.shape, np.nan)
+    return Surface(points, depth, planes_m - depth, slopes(pair, points_cam1), unknown, unknown)
 
 
 def surfaces(

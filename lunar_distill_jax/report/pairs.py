@@ -20,6 +20,7 @@ ROWS = {
     "error": ("Point error", "distance to the true point of the same pixel"),
     "conf": ("Confidence", "the model's own; it has no unit"),
 }
+TRUE_ROWS = ("depth", "relief", "slope")  # those the ground truth has a picture in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,8 @@ def _scales(truth: maps.Surface, models: Mapping[str, maps.Surface], view: int) 
     }
 
 
-def _values(surface: maps.Surface, row: str) -> np.ndarray | None:
-    """The map [2, H, W] that a row of the page shows of a surface; None if it has none."""
+def _values(surface: maps.Surface, row: str) -> np.ndarray:
+    """The map [2, H, W] that a row of the page shows of a surface."""
     return {
         "depth": surface.depth_m,
         "relief": surface.relief_m,
@@ -84,12 +85,10 @@ def _values(surface: maps.Surface, row: str) -> np.ndarray | None:
 def _pictures(truth: maps.Surface, models: Mapping[str, maps.Surface], scales) -> dict[str, bytes]:
     pictures = {}
     for name, surface in {"ground_truth": truth, **models}.items():
-        for row in ROWS:
-            values = _values(surface, row)
-            if values is not None:
-                for v in range(2):
-                    key = f"view{v + 1}_{row}_{name}"
-                    pictures[key] = figures.paint(values[v], scales[v, row], key)
+        for row in TRUE_ROWS if name == "ground_truth" else ROWS:
+            for v in range(2):
+                key = f"view{v + 1}_{row}_{name}"
+                pictures[key] = figures.paint(_values(surface, row)[v], scales[v, row], key)
     return pictures
 
 
@@ -98,7 +97,7 @@ def section(drawn: Drawn, index: int, count: int) -> str:
     names = ["ground_truth", *drawn.models]
     cells = [_corner(index), _head("ground_truth", _truth_numbers(drawn.truth))]
     cells += [_head(name, _model_numbers(drawn.metrics.get(name, {}))) for name in drawn.models]
-    for row in ROWS if drawn.models else ("depth", "relief", "slope"):
+    for row in ROWS if drawn.models else TRUE_ROWS:
         cells.append(_row_label(drawn, row))
         cells += [_picture_cell(drawn, row, name) for name in names]
     return "\n".join(
