@@ -38,4 +38,5 @@ def expose(radiance: jax.Array) -> jax.Array:
     """
     seen = terrain.blur(radiance, PSF_SIGMA_PX)
     low, high = (extreme(seen, axis=(-2, -1), keepdims=True) for extreme in (jnp.min, jnp.max))
-    return (255.0 * (seen - low) / jnp.maximum(high - low, 1e-12)).astype(jnp.uint8)
+    stretched = 255.0 * (seen - low) / jnp.maximum(high - low, 1e-12)
+    return (stretched + 1e-3).astype(jnp.uint8)  # 254.9999 is rounding, not a darker pixel

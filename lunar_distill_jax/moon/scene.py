@@ -20,6 +20,7 @@ from lunar_distill_jax.types import StereoPair
 
 # Azimuth (clockwise from north) and elevation in degrees of StereoLunar's three suns.
 SUNS = ((330.0, 20.0), (250.0, 20.0), (180.0, 15.0))
+SUN_STREAM = 1000
 MAX_DRAWS = 100
 MIN_VALID = 0.999  # grazing rays are rarer; below it, a frame looks past the grid
 
@@ -52,7 +53,7 @@ class Scene:
 
 def default_grid(size: int) -> int:
     """Samples along the side of the heightfield for frames of `size` pixels: about 1.7 a pixel."""
-    return max(256, 128 * math.ceil(1.7 * size / 128))
+    return 128 * math.ceil(1.7 * size / 128)
 
 
 def _grid_rays(size: int, rotation: jax.Array) -> jax.Array:
@@ -115,6 +116,13 @@ def _sun_in_grid(T_world_grid: np.ndarray, azimuth_deg: float, elevation_deg: fl
     return T_world_grid[:3, :3].T @ east_north_up @ direction
 
 
+def _generator(seed: int, *stream: int) -> np.random.Generator:
+    """A random stream of its own for each use of one seed."""
+    if seed < 0:
+        raise InputError(f"The seed is {seed}: give 0 or more.")
+    return np.random.default_rng([seed, *stream])
+
+
 def make_scene(seed: int, trajectory: str, size: int, *, grid: int | None = None) -> Scene:
     """Draws cameras and ground; a draw whose frames look past the grid is thrown away and redrawn.
 
@@ -131,16 +139,13 @@ def make_scene(seed: int, trajectory: str, size: int, *, grid: int | None = None
         raise InputError(
             f"Unknown trajectory {trajectory!r}: choose one of {', '.join(cameras.TRAJECTORIES)}."
         )
-    if seed < 0:
-        raise InputError(f"The seed is {seed}: give 0 or more.")
     if size < 8:
         raise InputError(f"The frame size is {size} pixels: give 8 or more.")
     n = default_grid(size) if grid is None else grid
     if n < 64 or n % 8:
         raise InputError(f"The grid has {n} samples a side: give a multiple of 8, 64 or more.")
     for attempt in range(MAX_DRAWS):
-        stream = [list(cameras.TRAJECTORIES).index(trajectory), attempt]
-        rng = np.random.default_rng([seed, *stream])
+        rng = _generator(seed, list(cameras.TRAJECTORIES).index(trajectory), attempt)
         pair = cameras.draw_cameras(rng, trajectory)
         if pair is None:
             continue
@@ -181,6 +186,7 @@ def light(scene: Scene, azimuth_deg: float, elevation_deg: float, *, cast_shadow
 
 
 _trace = jax.jit(raycast.trace)
+RAY_BLOCK = 4096
 
 
 def trace_rays(scene: Scene, view: int, uv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -189,9 +195,12 @@ def trace_rays(scene: Scene, view: int, uv: np.ndarray) -> tuple[np.ndarray, np.
     rays = (
         np.append(uv, np.ones((len(uv), 1)), 1) @ np.linalg.inv(K).T @ scene.pair.rotation[view].T
     )
-    origins = np.tile(scene.pair.centre[view].astype(np.float32), (len(uv), 1))
-    depth_km, valid = _trace(scene.surface, origins, rays.astype(np.float32), K[0, 0])
-    return 1e3 * np.asarray(depth_km, np.float64), np.asarray(valid)
+    count = -(-len(uv) // RAY_BLOCK) * RAY_BLOCK  # few sizes, so few compilations
+    padded = np.tile(rays[-1:], (count, 1)).astype(np.float32)
+    padded[: len(uv)] = rays
+    origins = np.tile(scene.pair.centre[view].astype(np.float32), (count, 1))
+    depth_km, valid = _trace(scene.surface, origins, padded, K[0, 0])
+    return 1e3 * np.asarray(depth_km, np.float64)[: len(uv)], np.asarray(valid)[: len(uv)]
 
 
 def _poses(scene: Scene) -> np.ndarray:
@@ -225,7 +234,7 @@ def resolve_sun(seed: int, sun: None | int | str | tuple[float, float]) -> tuple
     Raises:
       InputError: no such preset, or the sun is not above the horizon.
     """
-    rng = np.random.default_rng([seed, 1000])
+    rng = _generator(seed, SUN_STREAM)
     if sun is None:
         sun = int(rng.integers(len(SUNS)))
     if sun == "random":
@@ -256,10 +265,10 @@ def make_lightings(
     grid: int | None = None,
 ) -> list[StereoPair]:
     """The same ground and cameras under several suns: pairs that share all but the images."""
+    resolved = [resolve_sun(seed, sun) for sun in suns]
     scene = make_scene(seed, trajectory, size, grid=grid)
     pairs = []
-    for sun in suns:
-        label, azimuth, elevation = resolve_sun(seed, sun)
+    for label, azimuth, elevation in resolved:
         image = light(scene, azimuth, elevation, cast_shadows=cast_shadows)
         pairs.append(_stereo_pair(scene, label, image))
     return pairs

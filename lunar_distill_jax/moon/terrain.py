@@ -90,6 +90,13 @@ def blur(image: jax.Array, sigma: float) -> jax.Array:
     return image
 
 
+def sphere_drop(n: int, cell_km: jax.Array, x0_km: jax.Array, y0_km: jax.Array) -> jax.Array:
+    """How far (km) the sphere lies below its tangent plane at (0, 0): (x^2 + y^2) / 2R, [N, N]."""
+    x = (x0_km + jnp.arange(n) * cell_km)[None, :]
+    y = (y0_km + jnp.arange(n) * cell_km)[:, None]
+    return (x**2 + y**2) / (2 * MOON_RADIUS_KM)
+
+
 def make_heights(
     key: jax.Array,
     counts: jax.Array,
@@ -106,8 +113,6 @@ def make_heights(
     heights = fractal(noise_key, n, cell_km)
     heights = craters.add_craters(heights, crater_key, counts, cell_km)
     heights = blur(talus(heights, cell_km), 0.5)
-    x = (x0_km + jnp.arange(n) * cell_km)[None, :]
-    y = (y0_km + jnp.arange(n) * cell_km)[:, None]
-    heights = heights - (x**2 + y**2) / (2 * MOON_RADIUS_KM)
+    heights = heights - sphere_drop(n, cell_km, x0_km, y0_km)
     middle = [jnp.round(-start / cell_km).astype(jnp.int32) for start in (y0_km, x0_km)]
     return heights - heights[middle[0], middle[1]]
