@@ -177,7 +177,7 @@ def rms_slope_deg(heights, cell_km, lag_km):
 
 
 def test_slopes_are_those_of_the_south_pole():
-    """StereoLunar: RMS slope 7.4-11.4 deg at 250 m and 5.5-10.9 at 2.5 km, little above repose; seen 9.5 and 8.0."""
+    """StereoLunar: 7.4-11.4 deg RMS at 250 m, 5.5-10.9 at 2.5 km; seen 9.5 and 8.0 in the mean."""
     fine, coarse = [], []
     for seed in range(6):
         s = scene("nadir", seed).surface
