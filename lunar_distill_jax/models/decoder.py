@@ -1,0 +1,45 @@
+"""The two-view decoder: each view has its own blocks and looks at the other's previous layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lunar_distill_jax.models.config import DecoderConfig
+from lunar_distill_jax.models.layers import DecoderBlock, LayerNorm, Rope
+from lunar_distill_jax.models.rope import rotary_table
+
+
+class Decoder(nn.Module):
+    """tokens of both views: [B, N, E], [B, M, E] -> two lists of depth + 1 token maps.
+
+    A list is [encoder tokens (width E), block 1, ..., block d (width D)]. Only the last entry passes
+    the norm that both views share, and the embedded tokens are not in the list.
+    """
+
+    config: DecoderConfig
+    rope_base: float = 100.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens1, tokens2, positions1, positions2):
+        c = self.config
+        embed = nn.Dense(c.width, dtype=self.dtype, name="embed")
+        norm = LayerNorm(dtype=self.dtype, name="norm")
+        rope1, rope2 = (
+            Rope(*rotary_table(p, c.width // c.heads, self.rope_base))
+            for p in (positions1, positions2)
+        )
+        x1, x2 = embed(tokens1), embed(tokens2)
+        layers1, layers2 = [tokens1], [tokens2]
+        for i in range(c.depth):
+            block1 = DecoderBlock(c.heads, c.mlp_ratio, self.dtype, name=f"view1_block{i}")
+            block2 = DecoderBlock(c.heads, c.mlp_ratio, self.dtype, name=f"view2_block{i}")
+            # Both from the previous pair: neither view sees the other's new tokens.
+            x1, x2 = block1(x1, x2, rope1, rope2), block2(x2, x1, rope2, rope1)
+            layers1.append(x1)
+            layers2.append(x2)
+        layers1[-1], layers2[-1] = norm(x1), norm(x2)
+        return layers1, layers2

@@ -1,0 +1,100 @@
+"""The dense prediction transformer head (Ranftl et al. 2021) as MASt3R uses it: no batch norm."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lunar_distill_jax.models.config import HeadConfig
+from lunar_distill_jax.models.resize import double
+
+
+class Unpatch(nn.Module):
+    """Transposed convolution whose kernel equals its stride, as a product and a reshape.
+
+    [B, h, w, C] -> [B, s h, s w, C]; kernel [s, s, C_in, C_out], not flipped
+    """
+
+    stride: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        s, (b, h, w, c) = self.stride, x.shape
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=2), (s, s, c, c))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        x = jnp.einsum("bhwi,yxio->bhywxo", x, kernel.astype(x.dtype))
+        return x.reshape(b, s * h, s * w, c) + bias.astype(x.dtype)
+
+
+class ResidualUnit(nn.Module):
+    """x + conv(relu(conv(relu(x)))), both 3x3 of the same width."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        conv = functools.partial(nn.Conv, x.shape[-1], (3, 3), padding=1, dtype=self.dtype)
+        return x + conv(name="conv2")(nn.relu(conv(name="conv1")(nn.relu(x))))
+
+
+class Fusion(nn.Module):
+    """Adds the next finer map to the coarse path, refines, doubles the size."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, coarse, fine=None):
+        x = coarse
+        if fine is not None:
+            x = x + ResidualUnit(self.dtype, name="unit1")(fine)
+        x = ResidualUnit(self.dtype, name="unit2")(x)
+        # The 1x1 convolution commutes with the interpolation, whose weights sum to 1: a quarter of the work.
+        return double(nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype, name="out")(x))
+
+
+class DensePrediction(nn.Module):
+    """Four token maps -> one output for each pixel.
+
+    tokens: four of [B, h * w, D_i] (fine to coarse use), size: (h, w), stem: [] or the encoder's stem maps
+    -> [B, 16 h, 16 w, channels] in float32
+    """
+
+    config: HeadConfig
+    channels: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens, size: tuple[int, int], stem=()):
+        c = self.config
+        conv = functools.partial(nn.Conv, dtype=self.dtype)
+        maps = [t.astype(self.dtype).reshape(t.shape[0], *size, t.shape[-1]) for t in tokens]
+        maps = [
+            conv(n, (1, 1), name=f"project{i}")(m)
+            for i, (n, m) in enumerate(zip(c.layers, maps, strict=True))
+        ]
+        maps[0] = Unpatch(4, self.dtype, name="resize0")(maps[0])
+        maps[1] = Unpatch(2, self.dtype, name="resize1")(maps[1])
+        maps[3] = conv(c.layers[3], (3, 3), (2, 2), padding=1, name="resize3")(maps[3])
+        maps = [
+            conv(c.width, (3, 3), padding=1, use_bias=False, name=f"layer{i}")(m)
+            for i, m in enumerate(maps)
+        ]
+        # Level i of the pyramid and level i + 1 of the stem both have stride 4 * 2^i.
+        for i, m in enumerate(stem[1:]):
+            maps[i] = maps[i] + conv(c.width, (3, 3), padding=1, name=f"skip{i}")(m)
+
+        x = Fusion(self.dtype, name="fusion3")(maps[3])
+        # An odd grid comes back one row or column too large from its halved map.
+        x = x[:, : maps[2].shape[1], : maps[2].shape[2]]
+        for i in (2, 1, 0):
+            x = Fusion(self.dtype, name=f"fusion{i}")(x, maps[i])
+
+        x = conv(c.width // 2, (3, 3), padding=1, name="head0")(x)
+        x = x if c.late_double else double(x)
+        x = nn.relu(conv(c.last, (3, 3), padding=1, name="head1")(x))
+        x = nn.Conv(self.channels, (1, 1), dtype=jnp.float32, name="head2")(x.astype(jnp.float32))
+        return double(x) if c.late_double else x

@@ -1,0 +1,110 @@
+"""The image encoder: patches (or a convolutional stem), rotary blocks, a final norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from lunar_distill_jax.models.config import EncoderConfig
+from lunar_distill_jax.models.layers import EncoderBlock, LayerNorm, Rope
+from lunar_distill_jax.models.rope import grid_positions, rotary_table
+
+
+class PatchEmbed(nn.Module):
+    """Patch convolution as one matrix product. image: [B, H, W, 3] -> tokens [B, h * w, D].
+
+    A `portrait` image ([B] bool) is stored transposed: its patches and their order are transposed
+    back, so its tokens run row by row through the upright picture.
+    """
+
+    width: int
+    patch: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image, portrait=None):
+        p, (b, height, width, c) = self.patch, image.shape
+        # Same distribution as nn.Conv's: fan-in is p * p * c.
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, c, self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        patches = image.reshape(b, height // p, p, width // p, p, c)
+        tokens = patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)  # [B, N, p*p*3]
+        if portrait is not None:
+            upright = patches.transpose(0, 3, 1, 4, 2, 5).reshape(tokens.shape)
+            tokens = jnp.where(portrait[:, None, None], upright, tokens)
+        kernel = kernel.reshape(-1, self.width).astype(self.dtype)
+        return tokens.astype(self.dtype) @ kernel + bias.astype(self.dtype)
+
+
+class ConvStem(nn.Module):
+    """Convolutions that halve the resolution once a level, each followed by a residual one but the first.
+
+    image: [B, H, W, 3] -> list of maps [B, H / 2^i, W / 2^i, widths[i - 1]], fine to coarse
+    """
+
+    widths: tuple[int, ...]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image):
+        x, maps = image.astype(self.dtype), []
+        for i, width in enumerate(self.widths):
+            x = nn.Conv(width, (3, 3), (2, 2), padding=1, dtype=self.dtype, name=f"down{i}")(x)
+            y = nn.gelu(nn.GroupNorm(8, dtype=self.dtype, name=f"norm{i}")(x))
+            # The first level has most pixels and least to say: no second convolution there.
+            x = x + nn.Conv(width, (3, 3), dtype=self.dtype, name=f"conv{i}")(y) if i else y
+            maps.append(x)
+        return maps
+
+
+def grid_embedding(h: int, w: int, width: int) -> np.ndarray:
+    """Sine-cosine embedding of patch centres scaled to [-1, 1]: float32 [h * w, width]."""
+    y, x = np.meshgrid(*((np.arange(n) + 0.5) / n * 2 - 1 for n in (h, w)), indexing="ij")
+    frequency = np.pi / 2 * 2.0 ** np.linspace(0, 4, width // 4)
+    angle = np.stack([y, x], -1).reshape(-1, 2, 1) * frequency
+    return np.concatenate([np.sin(angle), np.cos(angle)], -1).reshape(h * w, -1).astype(np.float32)
+
+
+class Encoder(nn.Module):
+    """image: [B, H, W, 3] in [-1, 1] -> (tokens [B, N, D], positions, stem maps or [])
+
+    positions: int32 (row, column), [N, 2], or [B, N, 2] where portrait images are among the batch
+    """
+
+    config: EncoderConfig
+    rope_base: float = 100.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image, portrait=None):
+        c = self.config
+        h, w = image.shape[1] // c.patch, image.shape[2] // c.patch
+        positions, maps = grid_positions(h, w), []
+        if portrait is not None:
+            positions = jnp.where(portrait[:, None, None], grid_positions(w, h), positions)
+        if c.stem:
+            maps = ConvStem(c.stem, self.dtype, name="stem")(image)
+            x = nn.Dense(c.width, dtype=self.dtype, name="embed")(maps[-1])
+            x = x.reshape(x.shape[0], h * w, c.width)
+        else:
+            x = PatchEmbed(c.width, c.patch, self.dtype, name="patch_embed")(image, portrait)
+        if c.grid:
+            x = x + grid_embedding(h, w, c.width).astype(self.dtype)[None]
+        rope = Rope(*rotary_table(positions, c.width // c.heads, self.rope_base))
+        for i in range(c.depth):
+            x = EncoderBlock(c.heads, c.mlp_ratio, self.dtype, name=f"block{i}")(x, rope)
+        return LayerNorm(dtype=self.dtype, name="norm")(x), positions, maps
+
+
+def encode_views(encoder, image1, image2, portrait1=None, portrait2=None):
+    """Both views through one encoder: as one batch where their sizes agree, else one by one."""
+    if image1.shape != image2.shape:
+        return encoder(image1, portrait1), encoder(image2, portrait2)
+    b = image1.shape[0]
+    portrait = None if portrait1 is None else jnp.concatenate([portrait1, portrait2])
+    tokens, positions, maps = encoder(jnp.concatenate([image1, image2]), portrait)
+    p1, p2 = (positions, positions) if portrait is None else (positions[:b], positions[b:])
+    return (tokens[:b], p1, [m[:b] for m in maps]), (tokens[b:], p2, [m[b:] for m in maps])

@@ -1,0 +1,123 @@
+"""Transformer layers of MASt3R: pre-norm blocks with rotary self- and cross-attention.
+
+Every LayerNorm has epsilon 1e-6 and every GELU is the exact one: both are visible in the outputs.
+`dtype` is the compute dtype; parameters, norms and softmax are float32.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lunar_distill_jax.models.rope import rotate
+
+
+class Rope(NamedTuple):
+    """Rotary tables of one view's tokens: cos, sin, each [N, d] or [B, N, d]."""
+
+    cos: Any
+    sin: Any
+
+    def __call__(self, heads):  # [B, heads, N, d]
+        return rotate(heads, *(t[:, None] if t.ndim == 3 else t for t in self))
+
+
+# use_fast_variance=False: E[x^2] - E[x]^2 loses digits that the reference keeps.
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+
+
+def attention(q, k, v):
+    """Softmax attention, scores in float32. q: [B, h, N, d], k and v: [B, h, M, d] -> [B, h, N, d]."""
+    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
+    return jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v)
+
+
+def split_heads(x, heads: int):
+    """[B, N, D] -> [B, heads, N, D / heads]"""
+    b, n, d = x.shape
+    return x.reshape(b, n, heads, d // heads).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x):
+    """[B, heads, N, d] -> [B, N, heads * d]"""
+    b, h, n, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(b, n, h * d)
+
+
+class SelfAttention(nn.Module):
+    """x: [B, N, D] -> [B, N, D]; `qkv` columns are [q of all heads | k | v]."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, rope: Rope):
+        dim = x.shape[-1]
+        q, k, v = jnp.split(nn.Dense(3 * dim, dtype=self.dtype, name="qkv")(x), 3, axis=-1)
+        q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
+        x = merge_heads(attention(rope(q), rope(k), v))
+        return nn.Dense(dim, dtype=self.dtype, name="proj")(x)
+
+
+class CrossAttention(nn.Module):
+    """x: [B, N, D] asks, memory: [B, M, D] answers; each is rotated with its own positions."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, memory, rope: Rope, memory_rope: Rope):
+        dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype)
+        q = split_heads(dense(name="q")(x), self.heads)
+        k = split_heads(dense(name="k")(memory), self.heads)
+        v = split_heads(dense(name="v")(memory), self.heads)
+        return dense(name="proj")(merge_heads(attention(rope(q), memory_rope(k), v)))
+
+
+class Mlp(nn.Module):
+    """[..., D] -> [..., D] through a hidden layer of ratio * D."""
+
+    ratio: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        dim = x.shape[-1]
+        x = nn.Dense(int(dim * self.ratio), dtype=self.dtype, name="fc1")(x)
+        return nn.Dense(dim, dtype=self.dtype, name="fc2")(nn.gelu(x, approximate=False))
+
+
+class EncoderBlock(nn.Module):
+    """x: [B, N, D] -> [B, N, D]"""
+
+    heads: int
+    mlp_ratio: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, rope: Rope):
+        norm = functools.partial(LayerNorm, dtype=self.dtype)
+        x = x + SelfAttention(self.heads, self.dtype, name="attn")(norm(name="norm1")(x), rope)
+        return x + Mlp(self.mlp_ratio, self.dtype, name="mlp")(norm(name="norm2")(x))
+
+
+class DecoderBlock(nn.Module):
+    """x: [B, N, D] of this view looks at y: [B, M, D] of the other -> [B, N, D]"""
+
+    heads: int
+    mlp_ratio: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, y, rope: Rope, other_rope: Rope):
+        norm = functools.partial(LayerNorm, dtype=self.dtype)
+        x = x + SelfAttention(self.heads, self.dtype, name="attn")(norm(name="norm1")(x), rope)
+        memory = norm(name="norm_y")(y)
+        cross = CrossAttention(self.heads, self.dtype, name="cross_attn")
+        x = x + cross(norm(name="norm2")(x), memory, rope, other_rope)
+        return x + Mlp(self.mlp_ratio, self.dtype, name="mlp")(norm(name="norm3")(x))

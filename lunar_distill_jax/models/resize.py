@@ -1,0 +1,51 @@
+"""Doubling a feature map with bilinear interpolation, corners aligned (the DPT head's resize)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _weights(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower index, upper index and upper weight of each of 2n samples over n: corners coincide."""
+    at = np.arange(2 * n) * (n - 1) / max(2 * n - 1, 1)
+    low = np.minimum(np.floor(at).astype(np.int32), max(n - 2, 0))
+    return low, np.minimum(low + 1, n - 1), (at - low).astype(np.float32)
+
+
+def _double(x, axis: int):
+    low, high, weight = _weights(x.shape[axis])
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    weight = jnp.asarray(weight.reshape(shape), x.dtype)
+    return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+
+
+@jax.custom_vjp
+def double(x):
+    """[B, H, W, C] -> [B, 2H, 2W, C]"""
+    return _double(_double(x, 1), 2)
+
+
+def _forward(x):
+    return double(x), x.shape[1:3]
+
+
+def _matrix(n: int) -> np.ndarray:
+    """The interpolation as a matrix: float32 [2n, n]."""
+    low, high, weight = _weights(n)
+    out = np.zeros((2 * n, n), np.float32)
+    np.add.at(out, (np.arange(2 * n), low), 1 - weight)
+    np.add.at(out, (np.arange(2 * n), high), weight)
+    return out
+
+
+def _backward(size, g):
+    # The transpose of a gather is a scatter, which XLA runs serially on a CPU; as two small matrix
+    # products it costs about as much as the forward pass.
+    g = jnp.einsum("bhwc,hi->biwc", g, jnp.asarray(_matrix(size[0]), g.dtype))
+    return (jnp.einsum("biwc,wj->bijc", g, jnp.asarray(_matrix(size[1]), g.dtype)),)
+
+
+double.defvjp(_forward, _backward)

@@ -1,0 +1,34 @@
+"""2-D rotary positions (RoPE100 of CroCo v2 / MASt3R): the first half of a head turns with y, the second with x."""
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def grid_positions(h: int, w: int) -> np.ndarray:
+    """Row-major (row, column) of each patch: int32 [h * w, 2], a constant of the traced program."""
+    return np.stack(np.mgrid[:h, :w], -1).reshape(-1, 2).astype(np.int32)
+
+
+def rotary_table(positions, head_size: int, base: float):
+    """Cosines and sines for `rotate`.
+
+    positions: [N, 2] or [B, N, 2] (row, column)
+    -> cos, sin, each [N, d] or [B, N, d] float32, laid out [y, y, x, x] in quarters of the head
+    """
+    # numpy in, numpy out: for a fixed grid the table is a constant, not work of the program.
+    xp = np if isinstance(positions, np.ndarray) else jnp
+    quarter = head_size // 4
+    frequency = (base ** (-np.arange(quarter) / quarter)).astype(np.float32)
+    angle = positions[..., None].astype(np.float32) * frequency  # [..., N, 2, d/4]
+    angle = xp.concatenate([angle, angle], -1).reshape(*positions.shape[:-1], head_size)
+    return xp.cos(angle), xp.sin(angle)
+
+
+def rotate(x, cos, sin):
+    """Rotates the pairs (k, k + d/4) within each half of the heads of x: [..., N, d].
+
+    Within a half of size D = d/2: out_k = a cos - b sin, out_(k + D/2) = b cos + a sin.
+    """
+    y1, y2, x1, x2 = jnp.split(x, 4, axis=-1)
+    turned = jnp.concatenate([-y2, y1, -x2, x1], axis=-1)
+    return x * cos.astype(x.dtype) + turned * sin.astype(x.dtype)
