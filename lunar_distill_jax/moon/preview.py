@@ -52,8 +52,8 @@ def save_contact_sheet(pairs: Sequence[StereoPair], path: str | os.PathLike) -> 
         figure.colorbar(shown, ax=row[2], fraction=0.046, pad=0.02, label="km")
         shown = row[3].imshow(slope, cmap="magma", vmin=0, vmax=35)
         figure.colorbar(shown, ax=row[3], fraction=0.046, pad=0.02, label="degrees")
-        row[0].set_title(pair.name, loc="left", fontsize=11, fontweight="bold", color=INK)
-        row[1].set_title(describe(pair), loc="left", fontsize=8.5, color=INK)
+        row[0].set_title(pair.name, loc="left", fontsize=10, fontweight="bold", color=INK)
+        row[2].set_title(describe(pair), loc="left", fontsize=8.5, color=INK)
         for axis in row:
             axis.set_xticks([])
             axis.set_yticks([])
