@@ -1,1 +1,37 @@
-"""Distils MASt3R into small students that reconstruct the Moon in 3D from two photographs."""
+"""Distils MASt3R into small students that reconstruct the Moon in 3D from two photographs.
+
+    import lunar_distill_jax as ld
+
+    teacher = ld.load("moonlet")
+    view1, view2 = ld.predict(teacher, image1, image2)  # [B, H, W, 3] in [-1, 1] -> two Predictions
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lunar_distill_jax.api import Stereo, build, load, predict, save
+    from lunar_distill_jax.evaluate.network import evaluate
+    from lunar_distill_jax.types import Prediction
+
+_HOME = {
+    "Prediction": "types",
+    "Stereo": "api",
+    "build": "api",
+    "evaluate": "evaluate.network",
+    "load": "api",
+    "predict": "api",
+    "save": "api",
+}
+
+__all__ = ["Prediction", "Stereo", "build", "evaluate", "load", "predict", "save"]
+
+
+def __getattr__(name: str):
+    # Imported on first use: the command line's --help and errors should not wait for jax.
+    if name not in _HOME:
+        raise AttributeError(f"module 'lunar_distill_jax' has no attribute {name!r}")
+    import importlib
+
+    module = importlib.import_module(f"lunar_distill_jax.{_HOME[name]}")
+    globals()[name] = getattr(module, name)
+    return globals()[name]

@@ -10,21 +10,33 @@ from collections.abc import Iterator
 from lunar_distill_jax.errors import InputError
 
 
-def require_writable(folder: str | os.PathLike) -> pathlib.Path:
-    """Creates `folder` if needed and returns it; called before long work, not after it.
+def check_writable(folder: str | os.PathLike) -> pathlib.Path:
+    """Returns `folder` if it could be written, and leaves no trace; called before long work, not after it.
 
     Raises:
-      InputError: the folder cannot be created or written.
+      InputError: the folder, or the nearest folder above it that exists, cannot be written.
     """
     folder = pathlib.Path(folder)
+    above = folder.absolute()
+    while not above.exists():
+        above = above.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=above):
+            return folder
     except OSError as e:
         raise InputError(
             f"Cannot write to the output folder {folder} ({e.strerror}): choose another one."
         ) from e
+
+
+def make_folder(folder: str | os.PathLike) -> pathlib.Path:
+    """Creates `folder` if needed and returns it.
+
+    Raises:
+      InputError: the folder cannot be created or written.
+    """
+    folder = check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -36,7 +48,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
       InputError: the folder of `path` cannot be created or written.
     """
     path = pathlib.Path(path)
-    require_writable(path.parent)
+    make_folder(path.parent)
     # The suffix is kept: writers such as Pillow choose their format by it.
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
@@ -58,7 +70,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         raise InputError(
             f"The output folder {path} is not empty: give a new one, or delete it first."
         )
-    require_writable(path.parent)
+    make_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.mkdir()

@@ -24,7 +24,7 @@ from lunar_distill_jax.data.synthetic import synthetic_pairs
 from lunar_distill_jax.evaluate import baselines, run
 from lunar_distill_jax.evaluate.network import predictor
 from lunar_distill_jax.train.loop import METRICS, read_history, train
-from lunar_distill_jax.train.progress import Progress
+from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.types import StereoPair
 
 ASSETS = pathlib.Path(__file__).parents[1] / "lunar_distill_jax" / "assets"
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/moonlet"))
     parser.add_argument("--shards", type=int, default=29, help=f"files of {SHARD} geometries")
-    parser.add_argument("--steps", type=int, nargs=2, default=(2000, 400), help="at 96 and at 128 px")
+    parser.add_argument("--steps", type=int, nargs=2, default=(1800, 350), help="at 96 and at 128 px")
     parser.add_argument("--test", type=int, default=120, help="unseen geometries to score on")
     args = parser.parse_args()
     logging.getLogger("absl").setLevel(logging.WARNING)

@@ -7,10 +7,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lunar_distill_jax.cli import render
+from lunar_distill_jax.cli import demo, evaluate, render, train
 from lunar_distill_jax.errors import InputError
 
-VERBS = (render,)
+VERBS = (demo, render, train, evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         verb.add_parser(verbs).set_defaults(run=verb.run)
-    args = parser.parse_args(argv)
+    args, args.overrides = parser.parse_known_args(argv)
+    if args.overrides and not hasattr(args, "takes_overrides"):
+        parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     try:
         args.run(args)
     except InputError as error:

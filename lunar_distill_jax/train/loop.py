@@ -16,7 +16,7 @@ from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.losses.distill import TERMS
 from lunar_distill_jax.train import optim
 from lunar_distill_jax.train.checkpoint import Checkpoints
-from lunar_distill_jax.train.progress import Progress
+from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.train.step import (
     TrainState,
     ground_truth_targets,
@@ -51,7 +51,7 @@ def train(
       InputError: `workdir` cannot be written, or the loss weights name an unknown term.
       FloatingPointError: the loss is not finite.
     """
-    workdir = atomic.require_writable(workdir)
+    workdir = atomic.make_folder(workdir)
     weights = check_weights(config.loss, has_teacher=teacher is not None)
 
     # The step: one program with the teacher inside.

@@ -1,0 +1,50 @@
+"""`lunar-distill train`: distillation by a config file; run again to resume."""
+
+from __future__ import annotations
+
+import argparse
+
+from lunar_distill_jax.errors import InputError
+
+EXAMPLE = """\
+example:
+  lunar-distill train --config configs/synthetic_demo.py --workdir runs/demo --config.steps=300
+
+The config file defines get_config(mode), called with what follows a colon: --config FILE.py:tiny.
+Killed or stopped, the same command goes on from the last checkpoint in the workdir.
+"""
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "train",
+        help="distil a teacher into a student by a config file",
+        description="Distil a teacher into a student, or train on ground truth where the config names no "
+        "teacher. Writes checkpoints, metrics.jsonl and, at the end, student.safetensors.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="F.py[:mode]",
+        help="then --config.key=VALUE changes single settings",
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="new, or of the run to resume")
+    parser.set_defaults(takes_overrides=True)  # --config.key=value: argparse cannot know the keys
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    from lunar_distill_jax import api, demo
+    from lunar_distill_jax.train.config import read_config
+    from lunar_distill_jax.train.loop import STUDENT, train
+
+    config = read_config(args.config, args.overrides)
+    teacher = api.load(config.teacher) if config.teacher else None
+    student = api.build(config.student, config.seed)
+    if config.matches < 1 and config.loss.get("matching"):
+        raise InputError("config.matches is 0 but loss.matching is on: give at least 1.")
+    pairs = demo.read_all("training pairs", config.data)
+    train(config, args.workdir, pairs, teacher=teacher, student=student)
+    print(f"Wrote {args.workdir}/{STUDENT}")
