@@ -1,0 +1,127 @@
+r"""Timings, each as a ratio against a named peer in the same run: medians, interleaved, same threads.
+
+    make bench            # or: .venv/bin/python tools/bench.py --rounds 15
+
+Absolute times belong to the machine of the day; only the ratios travel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lunar_distill_jax import api, moon
+from lunar_distill_jax.demo import get_config
+from lunar_distill_jax.models.resize import double
+from lunar_distill_jax.train import optim
+from lunar_distill_jax.train.step import (
+    ground_truth_targets,
+    init_state,
+    make_train_step,
+    teacher_targets,
+)
+
+
+def compare(label: str, ours: Callable, peer_label: str, peer: Callable, rounds: int) -> None:
+    """Prints the median time of `ours`, of `peer`, and the ratio peer / ours."""
+    times: tuple[list[float], list[float]] = ([], [])
+    ours(), peer()  # compile, warm the caches
+    for _ in range(rounds):
+        for run, into in zip((ours, peer), times, strict=True):
+            start = time.perf_counter()
+            run()
+            into.append(time.perf_counter() - start)
+    a, b = (statistics.median(t) for t in times)
+    print(f"{label:44s} {a * 1e3:9.1f} ms   {peer_label:36s} {b * 1e3:9.1f} ms   {b / a:5.2f}x")
+
+
+def blocked(function: Callable, *args) -> Callable:
+    return lambda: jax.block_until_ready(function(*args))
+
+
+def bench_render(rounds: int) -> None:
+    seeds = iter(range(10_000, 20_000))
+
+    def shared():
+        moon.make_lightings(next(seeds), "nadir", 128, (0, 1, 2))
+
+    def apart():
+        seed = next(seeds)
+        for sun in (0, 1, 2):
+            moon.make_pair(seed, "nadir", 128, sun=sun)
+
+    compare("render 3 suns, one terrain, 128 px", shared, "three single renders", apart, rounds)
+
+
+def bench_double(rounds: int) -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 96, 128, 64)).astype(np.float32))
+
+    @jax.jit
+    def resize(x):  # half-pixel corners: other values, the same work
+        return jax.image.resize(x, (2, 192, 256, 64), "bilinear")
+
+    def gradient(f):
+        return jax.jit(jax.grad(lambda x: jnp.sum(f(x) ** 2)))
+
+    peer = "jax.image.resize"
+    compare(
+        "double 96x128x64, forward", blocked(jax.jit(double), x), peer, blocked(resize, x), rounds
+    )
+    compare(
+        "double 96x128x64, gradient",
+        blocked(gradient(double), x),
+        f"{peer}, gradient",
+        blocked(gradient(resize), x),
+        rounds,
+    )
+
+
+def bench_step(rounds: int) -> None:
+    """What the teacher inside the step costs: the student trained on given targets is the peer."""
+    teacher, student = api.build("moonlet"), api.build("moonlet-student")
+    weights = {**get_config().loss, "features": 0.0}
+    rng = np.random.default_rng(0)
+    shape = (8, 96, 96)
+    batch = {k: rng.normal(size=(*shape, 3)).astype(np.float32) for k in ("image1", "image2")}
+    batch |= {k: rng.normal(size=(*shape, 3)).astype(np.float32) + 3 for k in ("points1", "points2")}
+    batch |= {k: np.ones(shape, bool) for k in ("valid1", "valid2")}
+    tx = optim.make_optimizer(lambda step: 1e-4, weight_decay=0.05, clip=1.0)
+
+    def runner(target_fn, teacher_params):
+        step = make_train_step(student.config, target_fn, tx, weights)
+        state = init_state(student.params, tx, seed=0, student_width=1, teacher_width=None)
+
+        def run():
+            nonlocal state
+            state, metrics = step(state, teacher_params, batch)
+            jax.block_until_ready(metrics)
+
+        return run
+
+    compare(
+        "step with the live teacher, 8 pairs, 96 px",
+        runner(teacher_targets(teacher.config), teacher.params),
+        "step on given targets",
+        runner(ground_truth_targets, None),
+        rounds,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, medians of {rounds} rounds")
+    bench_double(rounds)
+    bench_render(rounds)
+    bench_step(rounds)
+
+
+if __name__ == "__main__":
+    main()
