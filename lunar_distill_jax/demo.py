@@ -119,5 +119,3 @@ def spread(pairs: Sequence[StereoPair], count: int) -> list[StereoPair]:
             by_type.setdefault(pair.trajectory, []).append(pair)
     turns = [group[i] for i in range(count) for group in by_type.values() if i < len(group)]
     return turns[:count]
-
-

@@ -51,9 +51,7 @@ def run(args: argparse.Namespace) -> None:
     from lunar_distill_jax.report.evaluation import write_evaluation
 
     stereo = api.load(args.model)
-    count, pairs = open_pairs(
-        args.data, size=args.size, geometries=args.geometries, seed=args.seed
-    )
+    count, pairs = open_pairs(args.data, size=args.size, geometries=args.geometries, seed=args.seed)
     if args.data == SYNTHETIC and args.seed + args.geometries > TRAINING_SEEDS:
         raise InputError(
             f"Seeds from {TRAINING_SEEDS} on are training terrain, and --seed {args.seed} with "

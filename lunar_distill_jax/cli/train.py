@@ -30,7 +30,9 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         metavar="F.py[:mode]",
         help="then --config.key=VALUE changes single settings",
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="new, or of the run to resume")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="new, or of the run to resume"
+    )
     parser.set_defaults(takes_overrides=True)  # --config.key=value: argparse cannot know the keys
     return parser
 

@@ -12,7 +12,8 @@ from lunar_distill_jax.types import StereoPair
 def swap_views(pair: StereoPair) -> StereoPair:
     """View 2 becomes view 1."""
     return dataclasses.replace(
-        pair, **{k: getattr(pair, k)[::-1] for k in ("image", "depth_m", "valid", "K", "T_world_cam")}
+        pair,
+        **{k: getattr(pair, k)[::-1] for k in ("image", "depth_m", "valid", "K", "T_world_cam")},
     )
 
 

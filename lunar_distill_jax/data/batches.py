@@ -55,7 +55,11 @@ def matches(pair: StereoPair, points_cam1: np.ndarray, rng: np.random.Generator,
 
 
 def make_batch(
-    pairs: Sequence[StereoPair], rngs: Sequence[np.random.Generator], *, augmented: bool, matching: int
+    pairs: Sequence[StereoPair],
+    rngs: Sequence[np.random.Generator],
+    *,
+    augmented: bool,
+    matching: int,
 ) -> dict[str, np.ndarray]:
     """-> {"image1", "image2": float32 [B, H, W, 3], "valid1", "valid2": bool [B, H, W], "points1",
     "points2": float32 [B, H, W, 3] ground truth in camera 1, km}, and where `matching` > 0 "pixels1",
@@ -78,7 +82,9 @@ def make_batch(
         found = [
             matches(p, x, rng, matching) for p, x, rng in zip(pairs, points, rngs, strict=True)
         ]
-        for key, values in zip(("pixels1", "pixels2", "pixels_valid"), zip(*found, strict=True), strict=True):
+        for key, values in zip(
+            ("pixels1", "pixels2", "pixels_valid"), zip(*found, strict=True), strict=True
+        ):
             batch[key] = np.stack(values)
     return batch
 
@@ -108,7 +114,5 @@ def training_batches(
     while True:
         chosen = sample_indices(seed, step, batch, len(pairs))
         rngs = [np.random.default_rng([seed, 11, step, i]) for i in range(batch)]
-        yield make_batch(
-            [pairs[i] for i in chosen], rngs, augmented=augmented, matching=matching
-        )
+        yield make_batch([pairs[i] for i in chosen], rngs, augmented=augmented, matching=matching)
         step += 1

@@ -29,7 +29,9 @@ class Targets:
     tokens2: Any = None
 
 
-def objective(prediction1, prediction2, projected, targets: Targets, batch, weights: Mapping[str, float]):
+def objective(
+    prediction1, prediction2, projected, targets: Targets, batch, weights: Mapping[str, float]
+):
     """-> (loss [], {term: value []}); a weight of 0 costs nothing.
 
     projected: the student's encoder tokens of both views in the teacher's width, or None

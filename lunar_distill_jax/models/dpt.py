@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lunar_distill_jax.models.config import HeadConfig
+from lunar_distill_jax.models.layers import LayerNorm
 from lunar_distill_jax.models.resize import double
 
 
@@ -96,5 +97,7 @@ class DensePrediction(nn.Module):
         x = conv(c.width // 2, (3, 3), padding=1, name="head0")(x)
         x = x if c.late_double else double(x)
         x = nn.relu(conv(c.last, (3, 3), padding=1, name="head1")(x))
+        if c.last_norm:
+            x = LayerNorm(name="norm")(x)
         x = nn.Conv(self.channels, (1, 1), dtype=jnp.float32, name="head2")(x.astype(jnp.float32))
         return double(x) if c.late_double else x

@@ -31,7 +31,9 @@ def standard_deviation(name: str, shape: tuple[int, ...]) -> float:
     if re.fullmatch(r".*/plane/fc2/kernel", name):
         return 1e-3  # every pair starts from the same plane
     if re.fullmatch(r".*/dpt/head2/kernel", name):
-        return 0.02 * shape[2] ** -0.5  # no norm precedes it: at full size the first points are noise
+        return (
+            0.02 * shape[2] ** -0.5
+        )  # no norm precedes it: at full size the first points are noise
     if re.fullmatch(r".*/resize[01]/kernel", name):
         return shape[2] ** -0.5  # stride = kernel: each output pixel sees one input pixel
     return float(np.prod(shape[:-1])) ** -0.5

@@ -22,7 +22,9 @@ def read_config(source: str, overrides: Sequence[str] = ()) -> mlc.ConfigDict:
     """
     path = pathlib.Path(source.partition(":")[0])
     if not path.is_file():
-        raise InputError(f"There is no config file {path}: give the path of a .py with get_config().")
+        raise InputError(
+            f"There is no config file {path}: give the path of a .py with get_config()."
+        )
     wrong = [o for o in overrides if not re.fullmatch(r"--config(\.\w+)+=.*", o)]
     if wrong:
         raise InputError(f"Cannot read {wrong[0]!r}: overrides look like --config.optim.lr=1e-4.")
