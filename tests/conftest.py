@@ -13,7 +13,6 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Compiled programs are kept between tests and runs: most of the time of this suite is XLA's.
 CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_compilation_cache_max_size", 300 * 2**20)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
