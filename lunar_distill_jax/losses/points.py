@@ -18,19 +18,24 @@ def normalise(points1, points2, valid1, valid2):
     """Divides both clouds by their mean distance from camera 1 ("avg_dis" of DUSt3R, Wang et al. 2024).
 
     The scale is one number a sample, over the valid points of both views, and gradients pass through it.
+    Points that are not valid come back as 0.
     """
+    # Before any arithmetic: the zero gradient of a masked pixel times its nan is nan.
+    points1 = jnp.where(valid1[..., None], points1, 0.0)
+    points2 = jnp.where(valid2[..., None], points2, 0.0)
 
-    def total(points, valid):
-        return jnp.where(valid, distance(points, jnp.zeros_like(points)), 0.0).sum((1, 2))
+    def total(points):
+        return distance(points, jnp.zeros_like(points)).sum((1, 2))
 
     count = valid1.sum((1, 2)) + valid2.sum((1, 2))
-    scale = (total(points1, valid1) + total(points2, valid2)) / (count + 1e-8)
+    scale = (total(points1) + total(points2)) / (count + 1e-8)
     scale = jnp.maximum(scale, 1e-8)[:, None, None, None]
     return points1 / scale, points2 / scale
 
 
 def confidence_weighted(error, conf, valid, *, alpha: float = 0.2):
     """Mean of error * conf - alpha * log conf over valid pixels (DUSt3R, eq. 4)."""
+    error, conf = jnp.where(valid, error, 0.0), jnp.where(valid, conf, 1.0)
     return masked_mean(error * conf - alpha * jnp.log(conf), valid)
 
 
