@@ -5,8 +5,8 @@ import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax  # noqa: E402  (the platform is read on import)
-import pytest  # noqa: E402
+import jax  # after the platform is set
+import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
 

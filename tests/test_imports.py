@@ -4,7 +4,7 @@ import ast
 import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "lunar_distill_jax"
-# From low to high. A module imports from its own folder and from rows above its own, never sideways.
+# From low to high. A module imports from its own folder and from rows above its own only.
 LAYERS = (
     ("errors",),
     ("types", "geometry", "progress"),
@@ -80,7 +80,9 @@ def test_no_two_modules_import_each_other():
 
 
 def test_parsing_sees_what_is_imported():
-    assert {"data.images", "errors", "types"} <= {m for m, _ in imported(MODULES["data.stereolunar"])}
+    assert {"data.images", "errors", "types"} <= {
+        m for m, _ in imported(MODULES["data.stereolunar"])
+    }
     assert "api" in {m for m, _ in imported(MODULES["cli.train"])}  # inside a function
 
 

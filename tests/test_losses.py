@@ -1,4 +1,4 @@
-"""The losses against numpy, against values worked out by hand, and against the original's (goldens)."""
+"""The losses against numpy, values worked out by hand, and those of the original (goldens)."""
 
 import json
 import pathlib
@@ -87,7 +87,9 @@ def test_normalised_distance_does_not_see_the_scale(scale):
 
     def error(p):
         a, b = points.normalise(*p, *valid), points.normalise(*g, *valid)
-        return sum(masked_mean(points.distance(x, y), v) for x, y, v in zip(a, b, valid, strict=True))
+        return sum(
+            masked_mean(points.distance(x, y), v) for x, y, v in zip(a, b, valid, strict=True)
+        )
 
     np.testing.assert_allclose(error([scale * x for x in p]), error(p), rtol=1e-5)
     # So its gradient has no part along the points themselves (Euler's theorem).
@@ -170,7 +172,10 @@ def test_info_nce_is_cross_entropy_both_ways():
     ours = matching.info_nce(*map(jnp.asarray, desc), *map(jnp.asarray, pixels), valid)
     losses = []
     for b, i in np.argwhere(valid):
-        a, c = (d[b, p[b, :, 1], p[b, :, 0]].astype(np.float64) for d, p in zip(desc, pixels, strict=True))
+        a, c = (
+            d[b, p[b, :, 1], p[b, :, 0]].astype(np.float64)
+            for d, p in zip(desc, pixels, strict=True)
+        )
         e = np.exp(a @ c.T / 0.05)
         losses.append(-np.log(e[i, i] / e[i].sum()) - np.log(e[i, i] / e[:, i].sum()))
     np.testing.assert_allclose(ours, np.mean(losses), rtol=3e-6)
@@ -308,6 +313,7 @@ def golden_points(values):
 
 
 def near(ours, golden, error):
+    """Errors seen, relative to the largest number: values 1.4e-7, gradients 2.5e-6."""
     golden = np.asarray(golden)
     assert np.abs(np.asarray(ours) - golden).max() <= error * np.abs(golden).max()
 

@@ -232,7 +232,7 @@ def test_plane_base_is_exact_for_a_plane_seen_by_any_camera(seed):
     rays = geometry.pixel_rays(K, height, width)
     points = rays * (distance / (rays @ plane))[..., None] @ R.T + t
 
-    # The module's rays are those of a camera with the centre of the frame at 0 and its long half at 1.
+    # The module's rays: the centre of the frame at 0, the end of its longer half at 1.
     scale = max(height, width) / 2
     pixel = np.array([[scale, 0, width / 2 - 0.5], [0, scale, height / 2 - 0.5], [0, 0, 1]])
     to_camera = np.linalg.inv(K) @ pixel
@@ -346,9 +346,7 @@ def test_views_may_differ_in_size(network):
     first, second = run(params, one, two)
     assert first.pts3d.shape == (1, 32, 48, 3) and second.pts3d.shape == (1, 48, 32, 3)
     alike, _ = run(params, one, photographs(1, seed=1))
-    np.testing.assert_allclose(
-        first.features["encoder"], alike.features["encoder"], atol=ORDER
-    )
+    np.testing.assert_allclose(first.features["encoder"], alike.features["encoder"], atol=ORDER)
     assert np.isfinite(first.pts3d).all() and np.isfinite(second.pts3d).all()
 
 
@@ -448,7 +446,8 @@ def flat(config, seed):
 def test_fresh_parameters_depend_on_name_shape_and_seed_only():
     first, again, other = (flat(tiny.CONFIG, seed) for seed in (3, 3, 4))
     deeper = flat(
-        dataclasses.replace(tiny.CONFIG, decoder=dataclasses.replace(tiny.CONFIG.decoder, depth=3)), 3
+        dataclasses.replace(tiny.CONFIG, decoder=dataclasses.replace(tiny.CONFIG.decoder, depth=3)),
+        3,
     )
     assert first.keys() == parameter_shapes(tiny.CONFIG).keys()
     for name, value in first.items():

@@ -1,4 +1,4 @@
-"""The smallest network with every part, and stereo pairs of a plane, whose geometry is exact by formula."""
+"""The smallest network with every part, and stereo pairs of a plane, exact by formula."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def rotation(axis, angle: float) -> np.ndarray:
 
 
 def plane_pair(seed=0, *, size=(SIZE, SIZE), trajectory="nadir", holes=0.1) -> StereoPair:
-    """Two cameras with odd intrinsics look at a tilted, textured plane; some pixels are not valid."""
+    """Two cameras with odd intrinsics see a tilted, textured plane; some pixels are not valid."""
     rng = np.random.default_rng(seed)
     height, width = size
     K, T, depth, image = np.empty((2, 3, 3)), np.empty((2, 4, 4)), [], []

@@ -57,7 +57,8 @@ def jitter(pair: StereoPair, rng: np.random.Generator, strength: float) -> Stere
     mean = image.mean((1, 2, 3), keepdims=True)
     contrast, brightness = 1 + strength * rng.uniform(-1, 1, (2, 2, 1, 1, 1)).astype(np.float32)
     image = (mean + contrast * (image - mean)) * brightness
-    return dataclasses.replace(pair, image=np.clip(image, 0, 255).astype(np.uint8))
+    # Rounded: cutting off would darken every frame by half a grey level.
+    return dataclasses.replace(pair, image=np.rint(np.clip(image, 0, 255)).astype(np.uint8))
 
 
 def augment(pair: StereoPair, rng: np.random.Generator) -> StereoPair:
