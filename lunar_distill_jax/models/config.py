@@ -56,6 +56,8 @@ class HeadConfig:
     desc_ratio:  hidden width of the local-feature MLP over its input width
     late_double: the last doubling of the resolution comes after the output convolutions, not before:
                  a quarter of their work
+    last_norm:   normalises each pixel's channels before the output convolution. Nothing else in the
+                 pyramid bounds them, and trained from scratch they grow until every step is noise.
     two_confs:   descriptors have their own confidence; else they share the points'
     plane:       adds the point map of a plane, its 12 coefficients read from the mean token. MASt3R has
                  none; with it a small network spends its capacity on relief, not on the trivial plane.
@@ -68,6 +70,7 @@ class HeadConfig:
     desc: int = 24
     desc_ratio: float = 4.0
     late_double: bool = False
+    last_norm: bool = False
     two_confs: bool = True
     plane: bool = False
 
@@ -77,7 +80,9 @@ class StereoConfig:
     """A whole two-view network; the defaults are the 688.6M teacher (Leroy et al. 2024, MASt3R).
 
     rope_base:      base of the rotary frequencies ("RoPE100")
-    landscape_only: portrait images are stored transposed in landscape arrays, and so are the outputs
+    landscape_only: portrait images are stored transposed in landscape arrays, as are the outputs
+    keep_unused:    holds the tensors of the released files that no computation reads (`Unused`), so
+                    that a model can go back to PyTorch unchanged and is counted as published
     """
 
     name: str = "mast3r"
@@ -86,6 +91,7 @@ class StereoConfig:
     head: HeadConfig = HeadConfig()
     rope_base: float = 100.0
     landscape_only: bool = False
+    keep_unused: bool = False
 
     @property
     def hooks(self) -> tuple[int, ...]:
@@ -130,6 +136,11 @@ class StereoConfig:
             raise InputError(
                 f"{self.name}: encoder.stem {e.stem} has {len(e.stem)} widths; a patch of {e.patch} "
                 f"pixels needs {e.patch.bit_length() - 1}, one for each halving of the resolution."
+            )
+        if self.landscape_only and (e.stem or e.grid):
+            raise InputError(
+                f"{self.name}: landscape_only needs a plain patch embedding, but encoder.stem is "
+                f"{e.stem} and encoder.grid {e.grid}: a stem cannot read an image on its side."
             )
         if len(self.hooks) != 4 or not all(0 <= i <= d.depth for i in self.hooks):
             raise InputError(

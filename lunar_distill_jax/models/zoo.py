@@ -16,7 +16,7 @@ ARCHITECTURES: dict[str, StereoConfig] = {
     c.name: c
     for c in (
         # The 688.6M teacher: ViT-L/16, two ViT-B decoders.
-        StereoConfig(),
+        StereoConfig(keep_unused=True),
         # The embedded teacher, trained from scratch on two CPU cores: hence stem, grid and plane.
         StereoConfig(
             name="moonlet",
@@ -31,6 +31,7 @@ ARCHITECTURES: dict[str, StereoConfig] = {
                 desc=12,
                 desc_ratio=0.5,
                 late_double=True,
+                last_norm=True,
                 plane=True,
             ),
         ),
@@ -48,6 +49,7 @@ ARCHITECTURES: dict[str, StereoConfig] = {
                 desc=12,
                 desc_ratio=0.5,
                 late_double=True,
+                last_norm=True,
                 plane=True,
             ),
         ),
