@@ -12,6 +12,8 @@ import flax.struct
 import jax
 import numpy as np
 
+from lunar_distill_jax.convert.teacher import network_from_checkpoint
+from lunar_distill_jax.convert.torch_file import read_checkpoint
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.fresh import fresh_params
@@ -47,34 +49,47 @@ def build(name_or_config: str | StereoConfig, seed: int = 0) -> Stereo:
 
 
 def load(source: str | os.PathLike) -> Stereo:
-    """Loads a model: the name of an embedded one, or the path of a weight file or training workdir.
+    """Loads a model, its parameters as float32.
+
+    source: the name of an embedded model, or the path of a weight file, of a training workdir, of a
+            released MASt3R checkpoint (`.pth`), or of a Hugging Face folder
 
     Raises:
       InputError: `source` is none of these, or the file cannot be read.
     """
+    config, params, meta = _read(source)
+    return Stereo(config, jax.tree.map(lambda a: np.asarray(a, np.float32), params), meta)
+
+
+def _read(source: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, str]]:
+    """-> (config, params, meta), the numbers as they are in the file."""
     if str(source) in EMBEDDED:
         with importlib.resources.as_file(
             importlib.resources.files("lunar_distill_jax") / "assets" / EMBEDDED[str(source)]
         ) as path:
-            return Stereo(*read_weights(path))
+            return read_weights(path)
     path = pathlib.Path(source)
+    if path.suffix in (".pth", ".pt") or (path / "config.json").is_file():
+        return network_from_checkpoint(read_checkpoint(path))
     if path.is_dir():
         path = path / "student.safetensors"
         if not path.is_file():
             raise InputError(
-                f"{path.parent} holds no finished training ({path.name} is absent): run `lunar-distill "
-                "train` on it again to finish it, or give a weight file."
+                f"{path.parent} holds no finished training ({path.name} is absent): run "
+                "`lunar-distill train` on it again to finish it, or give a weight file."
             )
     if not path.is_file():
         known = ", ".join(EMBEDDED)
         extra = (
-            f" {source} is an architecture without trained weights." if str(source) in ARCHITECTURES else ""
+            f" {source} is an architecture without trained weights."
+            if str(source) in ARCHITECTURES
+            else ""
         )
         raise InputError(
-            f"There is no model {source}: give the path of a weight file, or an embedded model ({known})."
-            + extra
+            f"There is no model {source}: give the path of a weight file, or an embedded model "
+            f"({known}).{extra}"
         )
-    return Stereo(*read_weights(path))
+    return read_weights(path)
 
 
 def save(stereo: Stereo, path: str | os.PathLike) -> None:
@@ -83,9 +98,17 @@ def save(stereo: Stereo, path: str | os.PathLike) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _forward(config: StereoConfig, features: bool):
-    def run(params, image1, image2):
-        one, two = StereoNet(config).apply({"params": params}, image1, image2)
+def _forward(config: StereoConfig, features: bool, fixed1: bool | None, fixed2: bool | None):
+    """The compiled network; `fixed` says that all or none of a view's samples are portrait."""
+
+    def run(params, image1, image2, portrait1, portrait2):
+        one, two = StereoNet(config).apply(
+            {"params": params},
+            image1,
+            image2,
+            portrait1 if fixed1 is None else fixed1,
+            portrait2 if fixed2 is None else fixed2,
+        )
         # What is not returned is not computed twice and not kept.
         return (one, two) if features else (one.replace(features={}), two.replace(features={}))
 
@@ -95,28 +118,61 @@ def _forward(config: StereoConfig, features: bool):
 def predict(
     stereo: Stereo, image1, image2, true_shape1=None, true_shape2=None, features: bool = False
 ) -> tuple[Prediction, Prediction]:
-    """Both views' points, confidences and descriptors.
+    """Both views' points, confidences and descriptors; may be traced by `jax.jit`.
 
-    image1, image2: [B, H, W, 3] float32 in [-1, 1]; H and W multiples of 16, and may differ between views
-    true_shape1, true_shape2: [B, 2] (height, width) or None; they must equal the arrays' size
+    image1, image2: [B, H, W, 3] float32 in [-1, 1]; H and W multiples of 16, each view its own
+    true_shape1, true_shape2: [B, 2] (height, width) of the upright pictures, or None: as stored.
+        A model with `config.landscape_only` takes landscape arrays only, where a portrait picture
+        is stored transposed and its true_shape says so; its outputs are transposed alike.
     features: also return encoder tokens, decoder layers and raw channels
     -> two `Prediction`s in the camera frame of view 1
 
     Raises:
-      InputError: a size that is not a multiple of 16, batches that differ, or a portrait true_shape.
+      InputError: a size that is not a multiple of 16, batches that differ, or a true_shape that is
+        not the array's (nor, if `landscape_only`, its transpose).
     """
-    for name, image, shape in (("image1", image1, true_shape1), ("image2", image2, true_shape2)):
-        check_image(name, image)
-        if shape is not None and not np.all(np.asarray(shape) == image.shape[1:3]):
-            raise InputError(
-                f"{name} is {image.shape[1]} x {image.shape[2]} but its true_shape says "
-                f"{np.asarray(shape).tolist()}: transposed portrait images are not supported yet."
-            )
+    check_image("image1", image1)
+    check_image("image2", image2)
     if image1.shape[0] != image2.shape[0]:
         raise InputError(
             f"image1 has {image1.shape[0]} samples and image2 {image2.shape[0]}: they are pairs."
         )
-    return _forward(stereo.config, features)(stereo.params, image1, image2)
+    portrait1 = _portrait(stereo.config, "image1", image1, true_shape1)
+    portrait2 = _portrait(stereo.config, "image2", image2, true_shape2)
+    fixed = (p if isinstance(p, bool) else None for p in (portrait1, portrait2))
+    return _forward(stereo.config, features, *fixed)(
+        stereo.params, image1, image2, portrait1, portrait2
+    )
+
+
+def _portrait(config: StereoConfig, name: str, image, true_shape):
+    """Which samples are portrait pictures stored transposed: a bool for all, or [B] bool."""
+    b, height, width = image.shape[:3]
+    if config.landscape_only and height > width:
+        raise InputError(
+            f"{name} is {height} x {width}, but this model takes landscape arrays only: store the "
+            f"picture transposed, and give its true_shape, ({height}, {width})."
+        )
+    if true_shape is None:
+        return False
+    if np.shape(true_shape) != (b, 2):
+        raise InputError(
+            f"The true_shape of {name} has shape {np.shape(true_shape)}: expected ({b}, 2), the "
+            "height and width of each picture."
+        )
+    if isinstance(true_shape, jax.core.Tracer):  # its values are known only on the device
+        return true_shape[:, 0] > true_shape[:, 1] if config.landscape_only else False
+    true_shape = np.asarray(true_shape)
+    as_stored = np.all(true_shape == (height, width), axis=1)
+    portrait = np.all(true_shape == (width, height), axis=1) & ~as_stored
+    if not np.all(as_stored | (portrait & config.landscape_only)):
+        hint = "give its own size"
+        if np.any(portrait):
+            hint = "this model reads upright pictures only, so transpose it back"
+        raise InputError(
+            f"{name} is {height} x {width} but its true_shape says {true_shape.tolist()}: {hint}."
+        )
+    return bool(portrait[0]) if np.all(portrait == portrait[0]) else portrait
 
 
 def check_image(name: str, image) -> None:
@@ -124,6 +180,6 @@ def check_image(name: str, image) -> None:
     shape = image.shape
     if len(shape) != 4 or shape[3] != 3 or not shape[1] or shape[1] % 16 or shape[2] % 16:
         raise InputError(
-            f"{name} has shape {tuple(shape)}: expected [B, H, W, 3] with H and W multiples of 16; resize "
-            "or crop it."
+            f"{name} has shape {tuple(shape)}: expected [B, H, W, 3] with H and W multiples of 16; "
+            "resize or crop it."
         )

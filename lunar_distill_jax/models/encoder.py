@@ -13,11 +13,18 @@ from lunar_distill_jax.models.layers import EncoderBlock, LayerNorm, Rope
 from lunar_distill_jax.models.rope import grid_positions, rotary_table
 
 
+def by_orientation(portrait, upright, stored):
+    """`upright` [B, N, C] for portrait samples, else `stored`; `portrait` is a bool or [B] bool."""
+    if isinstance(portrait, bool):
+        return upright if portrait else stored
+    return jnp.where(portrait[:, None, None], upright, stored)
+
+
 class PatchEmbed(nn.Module):
     """Patch convolution as one matrix product. image: [B, H, W, 3] -> tokens [B, h * w, D].
 
-    A `portrait` image ([B] bool) is stored transposed: its patches and their order are transposed
-    back, so its tokens run row by row through the upright picture.
+    A `portrait` image is stored transposed: its patches and their order are transposed back, so its
+    tokens run row by row through the upright picture.
     """
 
     width: int
@@ -25,16 +32,15 @@ class PatchEmbed(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, image, portrait=None):
+    def __call__(self, image, portrait=False):
         p, (b, height, width, c) = self.patch, image.shape
         # Same distribution as nn.Conv's: fan-in is p * p * c.
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, c, self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         patches = image.reshape(b, height // p, p, width // p, p, c)
         tokens = patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)  # [B, N, p*p*3]
-        if portrait is not None:
-            upright = patches.transpose(0, 3, 1, 4, 2, 5).reshape(tokens.shape)
-            tokens = jnp.where(portrait[:, None, None], upright, tokens)
+        upright = patches.transpose(0, 3, 1, 4, 2, 5).reshape(tokens.shape)
+        tokens = by_orientation(portrait, upright, tokens)
         kernel = kernel.reshape(-1, self.width).astype(self.dtype)
         return tokens.astype(self.dtype) @ kernel + bias.astype(self.dtype)
 
@@ -71,7 +77,8 @@ def grid_embedding(h: int, w: int, width: int) -> np.ndarray:
 class Encoder(nn.Module):
     """image: [B, H, W, 3] in [-1, 1] -> (tokens [B, N, D], positions, stem maps or [])
 
-    positions: int32 (row, column), [N, 2], or [B, N, 2] where portrait images are among the batch
+    portrait:  which samples are portrait images stored transposed: a bool for all, or [B] bool
+    positions: int32 (row, column), [N, 2], or [B, N, 2] where `portrait` is an array
     """
 
     config: EncoderConfig
@@ -79,12 +86,12 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, image, portrait=None):
+    def __call__(self, image, portrait=False):
         c = self.config
         h, w = image.shape[1] // c.patch, image.shape[2] // c.patch
-        positions, maps = grid_positions(h, w), []
-        if portrait is not None:
-            positions = jnp.where(portrait[:, None, None], grid_positions(w, h), positions)
+        positions, maps = grid_positions(*((w, h) if portrait is True else (h, w))), []
+        if not isinstance(portrait, bool):
+            positions = by_orientation(portrait, grid_positions(w, h)[None], positions[None])
         if c.stem:
             maps = ConvStem(c.stem, self.dtype, name="stem")(image)
             x = nn.Dense(c.width, dtype=self.dtype, name="embed")(maps[-1])
@@ -99,12 +106,13 @@ class Encoder(nn.Module):
         return LayerNorm(dtype=self.dtype, name="norm")(x), positions, maps
 
 
-def encode_views(encoder, image1, image2, portrait1=None, portrait2=None):
+def encode_views(encoder, image1, image2, portrait1=False, portrait2=False):
     """Both views through one encoder: as one batch where their sizes agree, else one by one."""
     if image1.shape != image2.shape:
         return encoder(image1, portrait1), encoder(image2, portrait2)
-    b = image1.shape[0]
-    portrait = None if portrait1 is None else jnp.concatenate([portrait1, portrait2])
+    b, portrait = image1.shape[0], portrait1
+    if not (isinstance(portrait1, bool) and portrait1 is portrait2):
+        portrait = jnp.concatenate([jnp.broadcast_to(p, (b,)) for p in (portrait1, portrait2)])
     tokens, positions, maps = encoder(jnp.concatenate([image1, image2]), portrait)
-    p1, p2 = (positions, positions) if portrait is None else (positions[:b], positions[b:])
+    p1, p2 = (positions, positions) if positions.ndim == 2 else (positions[:b], positions[b:])
     return (tokens[:b], p1, [m[:b] for m in maps]), (tokens[b:], p2, [m[b:] for m in maps])

@@ -1,4 +1,7 @@
-"""2-D rotary positions (RoPE100 of CroCo v2 / MASt3R): the first half of a head turns with y, the second with x."""
+"""2-D rotary positions (RoPE100 of CroCo v2 / MASt3R).
+
+The first half of a head turns with y, the second with x.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,16 +15,22 @@ def grid_positions(h: int, w: int) -> np.ndarray:
 def rotary_table(positions, head_size: int, base: float):
     """Cosines and sines for `rotate`.
 
-    positions: [N, 2] or [B, N, 2] (row, column)
+    positions: [N, 2] or [B, N, 2] (row, column) in a grid of N patches
     -> cos, sin, each [N, d] or [B, N, d] float32, laid out [y, y, x, x] in quarters of the head
     """
-    # numpy in, numpy out: for a fixed grid the table is a constant, not work of the program.
-    xp = np if isinstance(positions, np.ndarray) else jnp
     quarter = head_size // 4
     frequency = (base ** (-np.arange(quarter) / quarter)).astype(np.float32)
-    angle = positions[..., None].astype(np.float32) * frequency  # [..., N, 2, d/4]
-    angle = xp.concatenate([angle, angle], -1).reshape(*positions.shape[:-1], head_size)
-    return xp.cos(angle), xp.sin(angle)
+    # Every coordinate that N patches can have, so that the angles are constants of the program, and
+    # numpy's cosines the only ones: an error of the angle grows with every block.
+    angle = np.arange(positions.shape[-2], dtype=np.float32)[:, None] * frequency  # [N, d/4]
+    angle = np.concatenate([angle, angle], -1)
+
+    def look_up(table):
+        if not isinstance(positions, np.ndarray):
+            table = jnp.asarray(table)
+        return table[positions].reshape(*positions.shape[:-1], head_size)
+
+    return look_up(np.cos(angle)), look_up(np.sin(angle))
 
 
 def rotate(x, cos, sin):
