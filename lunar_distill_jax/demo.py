@@ -35,7 +35,7 @@ def get_config(mode: str = "full") -> mlc.ConfigDict:
     c.augment, c.matches = True, 128
     c.data = dict(source="synthetic", size=96, geometries=192, seed=TRAINING_SEEDS)
     c.evaluate = dict(source="synthetic", size=96, geometries=36, seed=0)
-    c.loss = dict(points=1.0, features=0.3, gradient=3.0, matching=0.0)
+    c.loss = dict(points=1.0, features=0.3, relief=10.0, gradient=0.0, matching=0.0)
     c.optim = dict(lr=2e-3, final=1e-4, warmup=20, weight_decay=0.05, clip=1.0)
     c.log_every, c.checkpoint_every = 5, 100
     if mode == "tiny":

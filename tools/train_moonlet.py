@@ -36,11 +36,11 @@ SIZE = 96
 
 def get_config(steps: int) -> mlc.ConfigDict:
     c = mlc.ConfigDict()
-    c.seed, c.steps, c.batch = 0, steps, 16
+    c.seed, c.steps, c.batch = 0, steps, 8
     c.augment, c.matches = True, 128
-    c.loss = dict(points=1.0, gradient=3.0, matching=0.1)
+    c.loss = dict(points=1.0, relief=10.0, matching=0.1)
     c.optim = dict(lr=6e-4, final=1e-5, warmup=100, weight_decay=0.05, clip=1.0)
-    c.log_every, c.checkpoint_every = 20, 100
+    c.log_every, c.checkpoint_every = 20, 200
     return c
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/moonlet"))
     parser.add_argument("--shards", type=int, default=29, help=f"files of {SHARD} geometries")
-    parser.add_argument("--steps", type=int, default=1250)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--test", type=int, default=120, help="unseen geometries to score on")
     args = parser.parse_args()
     logging.getLogger("absl").setLevel(logging.WARNING)

@@ -9,7 +9,7 @@ import flax.struct
 
 from lunar_distill_jax.losses import features, matching, points
 
-TERMS = ("points", "features", "gradient", "matching")
+TERMS = ("points", "features", "gradient", "relief", "matching")
 
 
 @flax.struct.dataclass
@@ -53,6 +53,9 @@ def objective(
     if weights["gradient"]:
         terms["gradient"] = points.gradient_difference(p1, g1, valid1)
         terms["gradient"] += points.gradient_difference(p2, g2, valid2)
+    if weights["relief"]:
+        terms["relief"] = points.relief_difference(p1, g1, valid1)
+        terms["relief"] += points.relief_difference(p2, g2, valid2)
     if weights["matching"]:
         terms["matching"] = matching.info_nce(
             prediction1.desc,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 
 from lunar_distill_jax.losses.reduce import masked_mean
 
@@ -10,8 +11,8 @@ from lunar_distill_jax.losses.reduce import masked_mean
 def distance(a, b):
     """Euclidean distance over the last axis; its gradient at 0 is 0, not nan."""
     square = jnp.sum((a - b) ** 2, -1)
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+    nonzero = square != 0  # nan is not 0: it must be seen, not counted as a perfect match
+    return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1.0)), 0.0)
 
 
 def normalise(points1, points2, valid1, valid2):
@@ -57,3 +58,24 @@ def gradient_difference(points, target, valid, *, stride: int = 2, spans=(1, 2, 
         total += masked_mean(down, valid[:, span:] & valid[:, :-span])
         total += masked_mean(right, valid[:, :, span:] & valid[:, :, :-span])
     return total / (2 * len(spans))
+
+
+def smooth_maps(height: int, width: int) -> np.ndarray:
+    """Orthonormal polynomials of degree 2 or less over the frame: float32 [H * W, 6]."""
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    maps = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1).reshape(-1, 6)
+    return np.linalg.qr(maps)[0].astype(np.float32)
+
+
+def relief_difference(points, target, valid):
+    """Mean length of (points - target) after taking out of it all that varies slowly over the frame.
+
+    Tilt, scale and pose errors are nearly quadratic in the pixel; what is left is relief, some 3 % of
+    the depth, which the plain distance hardly notices. Masked pixels count as error 0 in the fit.
+    """
+    b, height, width, _ = points.shape
+    error = jnp.where(valid[..., None], points - target, 0.0).reshape(b, -1, 3)
+    maps = smooth_maps(height, width)
+    coefficients = jnp.einsum("npk,pq->nqk", error, maps)
+    error = error - jnp.einsum("nqk,pq->npk", coefficients, maps)
+    return masked_mean(distance(error, jnp.zeros_like(error)), valid.reshape(b, -1))
