@@ -55,5 +55,11 @@ def read_weights(path: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, 
     except safetensors.SafetensorError as e:
         raise InputError(f"{path} is not a complete safetensors file ({e}): copy it again.") from e
     meta = {k: v for k, v in header.items() if k not in ("format", "architecture")}
-    config = StereoConfig.from_dict(json.loads(header["architecture"]))
+    try:
+        config = StereoConfig.from_dict(json.loads(header["architecture"]))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as e:
+        raise InputError(
+            f"The header of {path} does not describe an architecture ({type(e).__name__}): write the "
+            "file again."
+        ) from e
     return config, flax.traverse_util.unflatten_dict(flat, sep="/"), meta
