@@ -62,16 +62,19 @@ def jitter(pair: StereoPair, rng: np.random.Generator, strength: float) -> Stere
 
 
 def augment(pair: StereoPair, rng: np.random.Generator) -> StereoPair:
-    """Random swap, mirror, quarter turns and jitter of a square pair.
+    """Random swap, mirror, quarter turns and jitter of a square pair, as its trajectory allows.
 
-    Nadir and oblique pairs turn both views together, so that their relative roll stays the small one
-    of their trajectory; the views of a dynamic pair, which may have any roll, turn apart.
+    What a trajectory fixes stays fixed, or a network unlearns it: camera 2 of a nadir pair lies to the
+    left (so a mirrored pair is also swapped), the horizon of an oblique pair is up. The views of a
+    dynamic pair, which may have any roll, turn each on its own.
     """
-    swap, flip, turn, other = rng.integers([2, 2, 4, 4])
+    swap, flip, turn1, turn2 = rng.integers([2, 2, 4, 4])
+    if pair.trajectory == "nadir":
+        swap = flip
     if swap:
         pair = swap_views(pair)
     if flip:
         pair = mirror(pair)
-    pair = rotate_view(pair, 0, turn)
-    pair = rotate_view(pair, 1, other if pair.trajectory == "dynamic" else turn)
+    if pair.trajectory == "dynamic":
+        pair = rotate_view(rotate_view(pair, 0, turn1), 1, turn2)
     return jitter(pair, rng, 0.25)
