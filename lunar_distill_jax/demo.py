@@ -12,6 +12,7 @@ from lunar_distill_jax.data.source import open_pairs
 from lunar_distill_jax.data.synthetic import TRAINING_SEEDS
 from lunar_distill_jax.evaluate import baselines, run
 from lunar_distill_jax.evaluate.network import predictor
+from lunar_distill_jax.init.inherit import first_student
 from lunar_distill_jax.models.accounting import count_parameters
 from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.report.evaluation import write_evaluation
@@ -30,13 +31,13 @@ def get_config(mode: str = "full") -> mlc.ConfigDict:
     if mode not in ("full", "tiny"):
         raise ValueError(f"Unknown mode {mode!r}: expected 'full' or 'tiny'.")
     c = mlc.ConfigDict()
-    c.seed, c.steps, c.batch = 0, 150, 16
-    c.teacher, c.student = "moonlet", "moonlet-student"
+    c.seed, c.steps, c.batch = 0, 200, 8
+    c.teacher, c.student, c.init = "moonlet", "moonlet-student", "inherit"
     c.augment, c.matches = True, 128
     c.data = dict(source="synthetic", size=96, geometries=192, seed=TRAINING_SEEDS)
     c.evaluate = dict(source="synthetic", size=96, geometries=36, seed=0)
     c.loss = dict(points=1.0, features=0.3, relief=10.0, gradient=0.0, matching=0.0)
-    c.optim = dict(lr=2e-3, final=1e-4, warmup=20, weight_decay=0.05, clip=1.0)
+    c.optim = dict(lr=5e-4, final=2e-5, warmup=20, weight_decay=0.05, clip=1.0)
     c.log_every, c.checkpoint_every = 5, 100
     if mode == "tiny":
         c.steps, c.batch, c.log_every = 4, 4, 1
@@ -55,7 +56,7 @@ def run_demo(config: mlc.ConfigDict, workdir: str | os.PathLike, command: str) -
     """
     workdir = atomic.check_writable(workdir)
     teacher = api.load(config.teacher)
-    before = api.build(config.student, config.seed)
+    before, share = first_student(config.student, config.init, teacher, config.seed)
     training = read_all("training pairs", config.data)
     after = train(config, workdir, training, teacher=teacher, student=before)
 
@@ -80,9 +81,10 @@ def run_demo(config: mlc.ConfigDict, workdir: str | os.PathLike, command: str) -
         spread(unseen, SHOWN),
         title="A teacher distilled into a student, on the Moon",
         lead=f"{teacher.config.name} ({large / 1e6:.1f} M parameters) taught {after.config.name} "
-        f"({small / 1e6:.2f} M, {large / small:.1f} times fewer) for {config.steps} steps on "
-        f"{len(training)} stereo pairs. Both see {len(unseen)} pairs of terrain that neither was "
-        "trained on; errors are averages over these.",
+        f"({small / 1e6:.1f} M, {large / small:.1f} times fewer) for {config.steps} steps on "
+        f"{len(training)} stereo pairs. {100 * share:.0f} % of the student's first parameters were "
+        f"the teacher's. Both see {len(unseen)} pairs of terrain that neither was trained on; errors "
+        "are averages over these.",
         history=read_history(workdir),
         facts={
             "Training pairs": f"{len(training)}, {config.data.source}",

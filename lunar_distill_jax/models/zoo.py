@@ -35,16 +35,16 @@ ARCHITECTURES: dict[str, StereoConfig] = {
                 plane=True,
             ),
         ),
-        # Its student in the demo: half the width, half the depth.
+        # Its student in the demo: the same widths, so that it can inherit, at a fraction of the depth.
         StereoConfig(
             name="moonlet-student",
             encoder=EncoderConfig(
-                width=96, depth=2, heads=3, mlp_ratio=2.0, stem=(8, 24, 32, 64), grid=True
+                width=192, depth=2, heads=6, mlp_ratio=3.0, stem=(16, 40, 64, 96), grid=True
             ),
-            decoder=DecoderConfig(width=96, depth=2, heads=3, mlp_ratio=2.0),
+            decoder=DecoderConfig(width=192, depth=1, heads=6, mlp_ratio=3.0),
             head=HeadConfig(
-                width=24,
-                layers=(24, 32, 48, 64),
+                width=32,
+                layers=(32, 48, 64, 96),
                 last=16,
                 desc=12,
                 desc_ratio=0.5,
