@@ -11,7 +11,7 @@ from lunar_distill_jax.errors import InputError
 
 
 def check_writable(folder: str | os.PathLike) -> pathlib.Path:
-    """Returns `folder` if it could be written, and leaves no trace; called before long work, not after it.
+    """Returns `folder` if it could be written, and leaves no trace; called before long work.
 
     Raises:
       InputError: the folder, or the nearest folder above it that exists, cannot be written.

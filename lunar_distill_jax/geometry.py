@@ -51,7 +51,7 @@ def project(K: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def pointmaps_cam1(pair) -> np.ndarray:
-    """Ground-truth points of both views of a `StereoPair` in camera 1: float64 [2, H, W, 3], metres.
+    """Ground-truth points of both views in camera 1: float64 [2, H, W, 3], metres.
 
     Pixels that are not valid have depth 0: they hold the camera centre of their view.
     """
@@ -60,7 +60,7 @@ def pointmaps_cam1(pair) -> np.ndarray:
 
 
 def umeyama(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Least-squares similarity (s, R, t) with target ~ s R source + t; both [N, 3] (Umeyama 1991)."""
+    """Least-squares (s, R, t) with target ~ s R source + t; both [N, 3] (Umeyama 1991)."""
     mu_s, mu_t = source.mean(0), target.mean(0)
     s0, t0 = source - mu_s, target - mu_t
     U, S, Vt = np.linalg.svd(t0.T @ s0 / len(source))
@@ -73,8 +73,9 @@ def umeyama(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, 
 def fit_inverse_depth_plane(rays: np.ndarray, depth: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """z-depth [H, W] of the plane that fits `depth` best.
 
-    A plane seen by a pinhole camera has an inverse depth that is affine in the ray (x, y), so this is a
-    linear least-squares fit of 1/z, each row weighted by z (relative depth error). rays: [H, W, 3].
+    A plane seen by a pinhole camera has an inverse depth that is affine in the ray (x, y), so this
+    is a linear least-squares fit of 1/z, each row weighted by z (relative depth error).
+    rays: [H, W, 3].
     """
     A = rays[valid]
     z = depth[valid].astype(np.float64)

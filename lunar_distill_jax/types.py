@@ -1,9 +1,10 @@
 """The nouns of the package, and its glossary of shapes; imports nothing of ours.
 
 Shapes: B batch, H W pixels, h w patches, N = h * w tokens, D width, C channels, K descriptor size.
-Frames: `T_a_b` maps coordinates in frame b to frame a (4x4); `points_cam1` are in the camera of view 1.
-Cameras are OpenCV's: x right, y down, z forward. Integer pixel coordinates are pixel CENTRES, so the
-principal point of an untouched W-pixel wide frame is (W - 1) / 2. Depth is z-depth, in metres.
+Frames: `T_a_b` maps coordinates in frame b to frame a (4x4); `points_cam1` are in the camera of
+view 1. Cameras are OpenCV's: x right, y down, z forward. Integer pixel coordinates are pixel
+CENTRES, so the principal point of an untouched W-pixel wide frame is (W - 1) / 2. Depth is z-depth,
+in metres.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Prediction:
     conf:      [B, H, W]     >= 1
     desc:      [B, H, W, K]  local features of unit norm
     desc_conf: [B, H, W]     >= 0
-    features:  {} or {"encoder": [B, N, D], "decoder": tuple of [B, N, D], one a layer, "raw": [B, H, W, C]}
+    features:  {} or {"encoder": [B, N, D], "decoder": tuple of [B, N, D], one a
+               layer, "raw": [B, H, W, C]}
     """
 
     pts3d: Any

@@ -1,6 +1,7 @@
 """Runs every notebook of colab/ from top to bottom and keeps its outputs: `make notebooks`.
 
-A cell that raises stops the run with its traceback and a non-zero exit code; the file is then untouched.
+A cell that raises stops the run with its traceback and a non-zero exit code; the file is then
+untouched.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def get_config(steps: int) -> mlc.ConfigDict:
 
 
 def render_shard(path: pathlib.Path, index: int) -> None:
-    """Writes the pairs of `SHARD` geometries, each under one of StereoLunar's suns and a random one."""
+    """Writes the pairs of `SHARD` geometries, each under one of StereoLunar's suns and another."""
     first = FIRST_SEED + index * SHARD
     pairs = list(synthetic_pairs(first, SHARD, RENDERED, suns=(None, "random")))
     arrays = {
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/moonlet"))
     parser.add_argument("--shards", type=int, default=29, help=f"files of {SHARD} geometries")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1900)
     parser.add_argument("--test", type=int, default=120, help="unseen geometries to score on")
     args = parser.parse_args()
     logging.getLogger("absl").setLevel(logging.WARNING)

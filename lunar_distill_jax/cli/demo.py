@@ -17,9 +17,9 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "demo",
         help="distil the embedded teacher into a student and look at both",
-        description="Render stereo pairs of a synthetic Moon, distil the embedded teacher into a small "
-        "student, evaluate both on unseen terrain, write a page that shows it. Under five minutes on two "
-        "CPU cores.",
+        description="Render stereo pairs of a synthetic Moon, distil the embedded teacher into a "
+        "small student, evaluate both on unseen terrain, write a page that shows it. Under five "
+        "minutes on two CPU cores.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

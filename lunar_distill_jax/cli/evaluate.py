@@ -19,8 +19,8 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "evaluate",
         help="metrics, tables and pictures of a model on stereo pairs with ground truth",
-        description="Score a model beside the oracle plane on a folder in StereoLunar's format, or on "
-        "fresh synthetic pairs. Writes metrics.json, pairs.csv, pictures and report.html.",
+        description="Score a model beside the oracle plane on a folder in StereoLunar's format, or "
+        "on fresh synthetic pairs. Writes metrics.json, pairs.csv, pictures and report.html.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -79,9 +79,10 @@ def run(args: argparse.Namespace) -> None:
         models,
         demo.spread(kept, demo.SHOWN),
         title=f"{stereo.config.name} on {pathlib.Path(args.data).name}",
-        lead=f"{args.model} on {summary['pairs']} stereo pairs of {summary['geometries']} geometries, "
-        f"frames resized to {args.size} pixels. One scale per pair is taken from the ground truth; "
-        "averages are over geometries, so that several lightings of one do not count twice.",
+        lead=f"{args.model} on {summary['pairs']} stereo pairs of {summary['geometries']} "
+        f"geometries, frames resized to {args.size} pixels. One scale per pair is taken from the "
+        "ground truth; averages are over geometries, so that several lightings of one do not count "
+        "twice.",
         facts={"Model": args.model, "Licence": stereo.meta.get("licence", "unknown")},
         command=f"lunar-distill evaluate --model {shlex.quote(args.model)} "
         f"--data {shlex.quote(args.data)} --out {shlex.quote(args.out)} --size {args.size}",

@@ -1,4 +1,4 @@
-"""Augmentations of a `StereoPair` that keep its geometry exact: image, depth, intrinsics and pose move together."""
+"""Augmentations of a `StereoPair`: image, depth, intrinsics and pose move together, exactly."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def jitter(pair: StereoPair, rng: np.random.Generator, strength: float) -> Stere
 def augment(pair: StereoPair, rng: np.random.Generator) -> StereoPair:
     """Random swap, mirror, quarter turns and jitter of a square pair, as its trajectory allows.
 
-    What a trajectory fixes stays fixed, or a network unlearns it: camera 2 of a nadir pair lies to the
-    left (so a mirrored pair is also swapped), the horizon of an oblique pair is up. The views of a
-    dynamic pair, which may have any roll, turn each on its own.
+    What a trajectory fixes stays fixed, or a network unlearns it: camera 2 of a nadir pair lies to
+    the left (so a mirrored pair is also swapped), the horizon of an oblique pair is up. The views
+    of a dynamic pair, which may have any roll, turn each on its own.
     """
     swap, flip, turn1, turn2 = rng.integers([2, 2, 4, 4])
     if pair.trajectory == "nadir":

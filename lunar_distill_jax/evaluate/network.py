@@ -16,7 +16,7 @@ from lunar_distill_jax.types import PointMaps, StereoPair
 
 
 def predictor(stereo: api.Stereo, batch: int = 8):
-    """(pairs) -> point maps. Short lists are padded to `batch`, so that one program serves them all."""
+    """(pairs) -> point maps; short lists are padded to `batch`, so that one program serves all."""
 
     def predict(pairs: Sequence[StereoPair]) -> list[PointMaps]:
         maps = []
@@ -38,9 +38,10 @@ def evaluate(
     protocol: str = "ours",
     size: int = 128,
 ) -> dict:
-    """Mean metrics of a network over the geometries of a data set, as `run.summarise` describes them.
+    """Mean metrics of a network over the geometries of a data set, as `run.summarise` has them.
 
-    dataset: a folder in StereoLunar's format, "synthetic" for 36 rendered pairs, or the pairs themselves
+    dataset: a folder in StereoLunar's format, "synthetic" for 36 rendered pairs, or the pairs
+             themselves
     size:    frames of a folder are resized to size x size; pairs are taken as they are
 
     Raises:

@@ -1,4 +1,4 @@
-"""The training objective: a table of weights over the losses, the same for a teacher and for ground truth."""
+"""The training objective: a table of weights over the losses, for a teacher or ground truth."""
 
 from __future__ import annotations
 

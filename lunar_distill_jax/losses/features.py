@@ -11,8 +11,8 @@ from lunar_distill_jax.losses.reduce import masked_mean
 def cosine_margin(student, teacher, *, margin: float = 0.9):
     """1 - cos, averaged over the tokens whose cosine is still below `margin`.
 
-    student, teacher: [B, N, D], the student's already projected to the teacher's width. A margin of 1
-    keeps every token. Aligned tokens are masked, not indexed away, so shapes stay static.
+    student, teacher: [B, N, D], the student's already projected to the teacher's width. A margin of
+    1 keeps every token. Aligned tokens are masked, not indexed away, so shapes stay static.
     """
 
     def unit(x):  # the shift is inside the root: the gradient at x = 0 is finite

@@ -16,10 +16,10 @@ def distance(a, b):
 
 
 def normalise(points1, points2, valid1, valid2):
-    """Divides both clouds by their mean distance from camera 1 ("avg_dis" of DUSt3R, Wang et al. 2024).
+    """Divides both clouds by their mean distance from camera 1 ("avg_dis", Wang et al. 2024).
 
-    The scale is one number a sample, over the valid points of both views, and gradients pass through it.
-    Points that are not valid come back as 0.
+    The scale is one number a sample, over the valid points of both views, and gradients pass
+    through it. Points that are not valid come back as 0.
     """
     # Before any arithmetic: the zero gradient of a masked pixel times its nan is nan.
     points1 = jnp.where(valid1[..., None], points1, 0.0)
@@ -44,11 +44,12 @@ def gradient_difference(points, target, valid, *, stride: int = 2, spans=(1, 2, 
     """Mean length of the finite differences of (points - target) over several spans.
 
     Differences over a span see relief of that size and are blind to a common shift, which the plain
-    distance is dominated by (multi-scale gradient matching, Li & Snavely 2018, eq. 5). Every `stride`-th
-    pixel is used; spans are counted in these.
+    distance is dominated by (multi-scale gradient matching, Li & Snavely 2018, eq. 5). Every
+    `stride`-th pixel is used; spans are counted in these.
     """
     valid = valid[:, ::stride, ::stride]
-    # Masked values are replaced first: a difference with a garbage pixel is garbage in its gradient.
+    # Masked values are replaced first: a difference with a garbage pixel is garbage in its
+    # gradient.
     error = (points - target)[:, ::stride, ::stride]
     error = jnp.where(valid[..., None], error, 0.0)
     total = 0.0
@@ -68,10 +69,11 @@ def smooth_maps(height: int, width: int) -> np.ndarray:
 
 
 def relief_difference(points, target, valid):
-    """Mean length of (points - target) after taking out of it all that varies slowly over the frame.
+    """Mean length of (points - target) without what varies slowly over the frame.
 
-    Tilt, scale and pose errors are nearly quadratic in the pixel; what is left is relief, some 3 % of
-    the depth, which the plain distance hardly notices. Masked pixels count as error 0 in the fit.
+    Tilt, scale and pose errors are nearly quadratic in the pixel; what is left is relief, some 3 %
+    of the depth, which the plain distance hardly notices. Masked pixels count as error 0 in the
+    fit.
     """
     b, height, width, _ = points.shape
     error = jnp.where(valid[..., None], points - target, 0.0).reshape(b, -1, 3)

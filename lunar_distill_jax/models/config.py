@@ -1,4 +1,4 @@
-"""The architecture as data: one frozen dataclass describes the teacher, every student and every test model.
+"""The architecture as data: one frozen dataclass describes every teacher, student and test model.
 
 A config is written into each weight file as JSON, so the field names are a file format.
 """
@@ -18,9 +18,10 @@ class EncoderConfig:
 
     width, depth, heads, mlp_ratio: of its blocks; head size is width / heads, a multiple of 4
     patch:     pixels along the side of a patch
-    stem:      () for one patch convolution (MASt3R); else the widths of a convolutional stem, one for
-               each halving of the resolution, so 2 ** len(stem) == patch. The stem's maps also feed the
-               dense head, which a small network trained from scratch needs to see shading in detail.
+    stem:      () for one patch convolution (MASt3R); else the widths of a convolutional stem, one
+               for each halving of the resolution, so 2 ** len(stem) == patch. The stem's maps also
+               feed the dense head, which a small network trained from scratch needs to see shading
+               in detail.
     grid:      adds a sine-cosine embedding of the absolute position. MASt3R has none; without it a
                small network cannot carry "where my match lies" through cross-attention.
     """
@@ -54,13 +55,14 @@ class HeadConfig:
     hooks:       which of the depth + 1 token maps feed the pyramid; () = [0, d*2//4, d*3//4, d]
     desc:        descriptor size
     desc_ratio:  hidden width of the local-feature MLP over its input width
-    late_double: the last doubling of the resolution comes after the output convolutions, not before:
-                 a quarter of their work
+    late_double: the last doubling of the resolution comes after the output convolutions, not
+                 before: a quarter of their work
     last_norm:   normalises each pixel's channels before the output convolution. Nothing else in the
                  pyramid bounds them, and trained from scratch they grow until every step is noise.
     two_confs:   descriptors have their own confidence; else they share the points'
-    plane:       adds the point map of a plane, its 12 coefficients read from the mean token. MASt3R has
-                 none; with it a small network spends its capacity on relief, not on the trivial plane.
+    plane:       adds the point map of a plane, its 12 coefficients read from the mean token. MASt3R
+                 has none; with it a small network spends its capacity on relief, not on the trivial
+                 plane.
     """
 
     width: int = 256
@@ -124,18 +126,19 @@ class StereoConfig:
         for part, c in (("encoder", e), ("decoder", d)):
             if c.width % (4 * c.heads):
                 raise InputError(
-                    f"{self.name}: {part}.width {c.width} with {part}.heads {c.heads} gives heads of "
-                    f"{c.width / c.heads:g} channels; 2D rotary positions need a multiple of 4."
+                    f"{self.name}: {part}.width {c.width} with {part}.heads {c.heads} gives heads "
+                    f"of {c.width / c.heads:g} channels; 2D rotary positions need a multiple of 4."
                 )
         if e.patch != 16:
             raise InputError(
-                f"{self.name}: encoder.patch is {e.patch}; the dense head doubles the token grid four "
-                "times, so it needs 16."
+                f"{self.name}: encoder.patch is {e.patch}; the dense head doubles the token grid "
+                "four times, so it needs 16."
             )
         if e.stem and 2 ** len(e.stem) != e.patch:
             raise InputError(
-                f"{self.name}: encoder.stem {e.stem} has {len(e.stem)} widths; a patch of {e.patch} "
-                f"pixels needs {e.patch.bit_length() - 1}, one for each halving of the resolution."
+                f"{self.name}: encoder.stem {e.stem} has {len(e.stem)} widths; a patch of "
+                f"{e.patch} pixels needs {e.patch.bit_length() - 1}, one for each halving of the "
+                "resolution."
             )
         if self.landscape_only and (e.stem or e.grid):
             raise InputError(
@@ -144,13 +147,13 @@ class StereoConfig:
             )
         if len(self.hooks) != 4 or not all(0 <= i <= d.depth for i in self.hooks):
             raise InputError(
-                f"{self.name}: head.hooks {self.hooks} must be four indices from 0 to the decoder's "
-                f"depth {d.depth}."
+                f"{self.name}: head.hooks {self.hooks} must be four indices from 0 to the "
+                f"decoder's depth {d.depth}."
             )
         if d.depth < 1 or len(h.layers) != 4:
             raise InputError(
-                f"{self.name}: decoder.depth is {d.depth} and head.layers {h.layers}; the decoder needs "
-                "at least one block and the dense head four layer widths."
+                f"{self.name}: decoder.depth is {d.depth} and head.layers {h.layers}; the decoder "
+                "needs at least one block and the dense head four layer widths."
             )
 
 
@@ -158,5 +161,7 @@ def _build(cls, values: Mapping[str, Any], where: str):
     known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise InputError(f"Unknown key {', '.join(unknown)} in {where}: it has {', '.join(sorted(known))}.")
+        raise InputError(
+            f"Unknown key {', '.join(unknown)} in {where}: it has {', '.join(sorted(known))}."
+        )
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

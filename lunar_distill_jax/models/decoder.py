@@ -15,8 +15,8 @@ from lunar_distill_jax.models.rope import rotary_table
 class Decoder(nn.Module):
     """tokens of both views: [B, N, E], [B, M, E] -> two lists of depth + 1 token maps.
 
-    A list is [encoder tokens (width E), block 1, ..., block d (width D)]. Only the last entry passes
-    the norm that both views share, and the embedded tokens are not in the list.
+    A list is [encoder tokens (width E), block 1, ..., block d (width D)]. Only the last entry
+    passes the norm that both views share, and the embedded tokens are not in the list.
     """
 
     config: DecoderConfig

@@ -53,14 +53,16 @@ class Fusion(nn.Module):
         if fine is not None:
             x = x + ResidualUnit(self.dtype, name="unit1")(fine)
         x = ResidualUnit(self.dtype, name="unit2")(x)
-        # The 1x1 convolution commutes with the interpolation, whose weights sum to 1: a quarter of the work.
+        # The 1x1 convolution commutes with the interpolation, whose weights sum to 1: a quarter of
+        # the work.
         return double(nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype, name="out")(x))
 
 
 class DensePrediction(nn.Module):
     """Four token maps -> one output for each pixel.
 
-    tokens: four of [B, h * w, D_i] (fine to coarse use), size: (h, w), stem: [] or the encoder's stem maps
+    tokens: four of [B, h * w, D_i] (fine to coarse use), size: (h, w), stem: [] or the encoder's
+            stem maps
     -> [B, 16 h, 16 w, channels] in float32
     """
 

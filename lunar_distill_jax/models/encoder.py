@@ -46,7 +46,7 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Convolutions that halve the resolution once a level, each followed by a residual one but the first.
+    """Convolutions that halve the resolution, each but the first followed by a residual one.
 
     image: [B, H, W, 3] -> list of maps [B, H / 2^i, W / 2^i, widths[i - 1]], fine to coarse
     """

@@ -1,7 +1,8 @@
 """Fresh parameters, drawn with numpy.
 
-flax's own `init` compiles one random-number program for each shape: a minute on a CPU for a small network.
-Here each tensor has its own stream, seeded by its name, so values depend on nothing but (name, shape, seed).
+flax's own `init` compiles one random-number program for each shape: a minute on a CPU for a small
+network. Here each tensor has its own stream, seeded by its name, so values depend on nothing but
+(name, shape, seed).
 """
 
 from __future__ import annotations

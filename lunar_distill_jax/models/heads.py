@@ -1,4 +1,4 @@
-"""What becomes of the last features: raw channels, points, confidences, descriptors. Always float32."""
+"""What becomes of the last features: points, confidences, descriptors. Always float32."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class LocalFeatures(nn.Module):
 
 
 class PlaneBase(nn.Module):
-    """The point map of a plane under a pinhole camera, as raw channels; 12 numbers from the mean token.
+    """The point map of a plane under a pinhole camera, from 12 numbers of the mean token.
 
-    A point of a plane is M [x, y, 1] / (n . [x, y, 1]) for normalised pixel coordinates (x, y): exact for
-    any camera and pose. It starts as the plane z = 1 in front of a camera of 45 degrees.
+    A point of a plane is M [x, y, 1] / (n . [x, y, 1]) for normalised pixel coordinates (x, y):
+    exact for any camera and pose. It starts as the plane z = 1 in front of a camera of 45 degrees.
     """
 
     @nn.compact

@@ -31,8 +31,8 @@ class LayerNorm(nn.Module):
     """(x - mean) / sqrt(variance + 1e-6) * scale + bias over the last axis, in float32 -> `dtype`.
 
     nn.LayerNorm drifts twice as far from the reference in deep decoders: there XLA sums in sequence
-    and takes its reciprocal root to 2.5 units in the last place. So here moments are products with a
-    column of 1 / D, the mean is taken out twice (the first one's rounding error is common to all
+    and takes its reciprocal root to 2.5 units in the last place. So here moments are products with
+    a column of 1 / D, the mean is taken out twice (the first one's rounding error is common to all
     channels), and a Newton step ends the root.
     """
 

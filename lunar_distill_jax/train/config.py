@@ -1,4 +1,4 @@
-"""Config files: Python with `get_config(mode) -> ConfigDict`, its keys locked, some overridden by flags."""
+"""Config files: Python with `get_config(mode) -> ConfigDict`, its keys locked, set by flags."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def read_config(source: str, overrides: Sequence[str] = ()) -> mlc.ConfigDict:
     """Reads `FILE.py[:mode]` and applies overrides such as "--config.optim.lr=1e-4".
 
     Raises:
-      InputError: there is no such file or mode, it does not define a config, or an override names a key
-        that the config does not have, or a value of another type.
+      InputError: there is no such file or mode, it does not define a config, or an override names a
+        key that the config does not have, or a value of another type.
     """
     path = pathlib.Path(source.partition(":")[0])
     if not path.is_file():

@@ -14,7 +14,7 @@ def learning_rate(*, peak: float, final: float, warmup: int, steps: int) -> opta
 def make_optimizer(
     schedule: optax.Schedule, *, weight_decay: float, clip: float
 ) -> optax.GradientTransformation:
-    """The paper's recipe: betas (0.9, 0.95), decay on tensors of two or more dimensions, global-norm clip."""
+    """The paper's recipe: betas (0.9, 0.95), decay on tensors of two or more dimensions, clip."""
     return optax.chain(
         optax.clip_by_global_norm(clip),
         optax.adamw(

@@ -18,7 +18,7 @@ from lunar_distill_jax.models.stereo import StereoNet
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 []; params: {"student": ..., "projector": {} or its kernel}; opt: optax's state."""
+    """step: int32 []; params: {"student", "projector": {} or its kernel}; opt: optax's state."""
 
     step: Any
     params: Any
@@ -31,7 +31,7 @@ def ground_truth_targets(_, batch) -> Targets:
 
 
 def teacher_targets(config: StereoConfig) -> Callable[[Any, Mapping[str, Any]], Targets]:
-    """(teacher params, batch) -> the teacher's points and encoder tokens, where the data is valid."""
+    """(teacher params, batch) -> the teacher's points and encoder tokens on the valid pixels."""
 
     def targets(params, batch) -> Targets:
         one, two = StereoNet(config).apply({"params": params}, batch["image1"], batch["image2"])
