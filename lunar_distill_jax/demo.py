@@ -83,8 +83,8 @@ def run_demo(config: mlc.ConfigDict, workdir: str | os.PathLike, command: str) -
         lead=f"{teacher.config.name} ({large / 1e6:.1f} M parameters) taught {after.config.name} "
         f"({small / 1e6:.1f} M, {large / small:.1f} times fewer) for {config.steps} steps on "
         f"{len(training)} stereo pairs. {100 * share:.0f} % of the student's first parameters were "
-        f"the teacher's. Both see {len(unseen)} pairs of terrain that neither was trained on; errors "
-        "are averages over these.",
+        f"the teacher's. Both see {len(unseen)} pairs of terrain that neither was trained on; "
+        "errors are averages over these.",
         history=read_history(workdir),
         facts={
             "Training pairs": f"{len(training)}, {config.data.source}",

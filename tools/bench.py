@@ -89,8 +89,9 @@ def bench_step(rounds: int) -> None:
     rng = np.random.default_rng(0)
     shape = (8, 96, 96)
     batch = {k: rng.normal(size=(*shape, 3)).astype(np.float32) for k in ("image1", "image2")}
-    batch |= {k: rng.normal(size=(*shape, 3)).astype(np.float32) + 3 for k in ("points1",
-    "points2")} batch |= {k: np.ones(shape, bool) for k in ("valid1", "valid2")}
+    for k in ("points1", "points2"):
+        batch[k] = rng.normal(size=(*shape, 3)).astype(np.float32) + 3
+    batch |= {k: np.ones(shape, bool) for k in ("valid1", "valid2")}
     tx = optim.make_optimizer(lambda step: 1e-4, weight_decay=0.05, clip=1.0)
 
     def runner(target_fn, teacher_params):

@@ -69,7 +69,10 @@ def read_shard(path: pathlib.Path) -> list[StereoPair]:
         image = np.repeat(d["image"][i][..., None], 3, -1)
         K = np.stack([resize_intrinsics(k, (RENDERED,) * 2, (SIZE,) * 2) for k in d["K"][i]])
         image = np.stack([resize_image(v, SIZE, SIZE) for v in image])
-        views = [resize_depth(z, m, SIZE, SIZE) for z, m in zip(d["depth"][i], d["valid"][i])]
+        views = [
+            resize_depth(z, m, SIZE, SIZE)
+            for z, m in zip(*(d[k][i] for k in ("depth", "valid")), strict=True)
+        ]
         depth, valid = (np.stack(a) for a in zip(*views, strict=True))
         name, group, kind = (str(d[k][i]) for k in ("name", "geometry", "trajectory"))
         pairs.append(StereoPair(name, group, kind, image, depth, valid, K, d["T"][i]))

@@ -17,7 +17,7 @@ METHODS = ("fresh", "inherit")
 def first_student(
     name: str, method: str, teacher: api.Stereo | None, seed: int = 0
 ) -> tuple[api.Stereo, float]:
-    """-> (the named architecture before training, the share of its parameters that the teacher gave)
+    """-> (the named architecture before training, the share of it that the teacher gave)
 
     method: "fresh" or "inherit"
 

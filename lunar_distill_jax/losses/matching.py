@@ -19,7 +19,8 @@ def info_nce(desc1, desc2, pixels1, pixels2, valid, *, temperature: float = 0.05
     """Each descriptor must find its partner among all M of the other view, in both directions.
 
     desc1, desc2: [B, H, W, K] of unit norm; pixels1, pixels2: int [B, M, 2] (x, y);
-    valid: bool [B, M]. Invalid entries are negatives of the others. Mean over the valid entries of the batch.
+    valid: bool [B, M]. Invalid entries are negatives of the others. Mean over the valid entries of
+    the batch.
     """
     a, b = gather_pixels(desc1, pixels1), gather_pixels(desc2, pixels2)
     similarity = jnp.einsum("bmk,bnk->bmn", a, b) / temperature

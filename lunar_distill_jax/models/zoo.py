@@ -35,7 +35,7 @@ ARCHITECTURES: dict[str, StereoConfig] = {
                 plane=True,
             ),
         ),
-        # Its student in the demo: the same widths, so that it can inherit, at a fraction of the depth.
+        # Its student in the demo: the same widths, so that it can inherit, and less depth.
         StereoConfig(
             name="moonlet-student",
             encoder=EncoderConfig(
