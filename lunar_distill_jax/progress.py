@@ -26,10 +26,10 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error, *_) -> None:
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif error is None:  # else the error is what there is to say
             self._line()
 
     def update(self, count: int = 1, values: Mapping[str, float] | None = None) -> None:

@@ -136,6 +136,27 @@ def test_gradient_difference_is_blind_to_a_shift_only():
     assert points.gradient_difference(1.1 * p[0], p[0], valid[0]) > 0.05
 
 
+def test_relief_difference_is_the_residual_of_a_quadratic_fit():
+    p, g, _, valid = scene()
+    y, x = np.meshgrid(np.linspace(-1, 1, H), np.linspace(-1, 1, W), indexing="ij")
+    A = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1).reshape(-1, 6)
+    lengths = []
+    for b in range(B):
+        mask = np.asarray(valid[0][b])
+        error = np.where(mask[..., None], np.asarray(p[0][b] - g[0][b], np.float64), 0)
+        error = error.reshape(-1, 3)
+        rest = error - A @ np.linalg.lstsq(A, error, rcond=None)[0]
+        lengths.append(np.linalg.norm(rest, axis=1)[mask.ravel()])
+    ours = points.relief_difference(p[0], g[0], valid[0])
+    np.testing.assert_allclose(ours, np.concatenate(lengths).mean(), rtol=3e-6)
+    # What varies slowly is not relief; a ripple is.
+    everywhere = jnp.ones((B, H, W), bool)
+    slow = jnp.asarray((A @ np.arange(18).reshape(6, 3)).reshape(1, H, W, 3), jnp.float32)
+    assert points.relief_difference(p[0] + slow, p[0], everywhere) < 1e-4
+    ripple = jnp.asarray(np.sin(9 * x)[None, ..., None] * [0, 0, 1.0], jnp.float32)
+    assert points.relief_difference(p[0] + ripple, p[0], everywhere) > 0.4
+
+
 # Features and matching ----------------------------------------------------------------------------
 
 
@@ -225,7 +246,7 @@ def objective(weights, inputs):
 
 def test_objective_is_the_weighted_sum_of_its_terms():
     inputs = objective_inputs()
-    weights = {"points": 1.0, "features": 0.3, "gradient": 3.0, "matching": 0.05}
+    weights = dict(points=1.0, features=0.3, gradient=3.0, relief=10.0, matching=0.05)
     loss, terms = objective(weights, inputs)
     assert set(terms) == set(distill.TERMS)
     np.testing.assert_allclose(loss, sum(weights[k] * terms[k] for k in terms), rtol=1e-6)
@@ -252,10 +273,18 @@ def test_a_weight_of_0_leaves_the_term_out(term):
     assert set(terms) == set(distill.TERMS) - {term}
 
 
+def test_a_nan_prediction_is_seen():
+    p, g, conf, valid, *rest = objective_inputs()
+    row, column = np.argwhere(valid[0][0])[0]
+    p[0] = p[0].at[0, row, column, 2].set(jnp.nan)
+    for term in ("points", "gradient", "relief"):
+        assert not np.isfinite(objective({term: 1.0}, (p, g, conf, valid, *rest))[0]), term
+
+
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
 @pytest.mark.parametrize("where", ["targets", "points", "conf"])
 def test_what_lies_under_the_mask_changes_nothing(garbage, where):
-    weights = {"points": 1.0, "gradient": 3.0}
+    weights = {"points": 1.0, "gradient": 3.0, "relief": 10.0}
     p, g, conf, valid, *rest = objective_inputs()
     index = {"points": 0, "targets": 1, "conf": 2}[where]
 
@@ -278,7 +307,7 @@ def test_empty_masks_give_no_loss_and_no_gradient():
     p, g, conf, valid, desc, tokens, batch = objective_inputs()
     empty = [jnp.zeros_like(v) for v in valid]
     batch = {**batch, "pixels_valid": jnp.zeros_like(batch["pixels_valid"])}
-    weights = {"points": 1.0, "gradient": 3.0, "matching": 0.05}
+    weights = {"points": 1.0, "gradient": 3.0, "relief": 10.0, "matching": 0.05}
 
     def fn(p, conf, desc):
         return objective(weights, (p, g, conf, empty, desc, tokens, batch))[0]

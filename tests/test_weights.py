@@ -1,4 +1,4 @@
-"""The weight file: what is saved comes back, and a file that cannot be used is named in one sentence."""
+"""The weight file: what is saved comes back; one that cannot be used is named in one sentence."""
 
 import json
 

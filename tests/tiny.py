@@ -1,11 +1,14 @@
 """The smallest network with every part, and stereo pairs of a plane, exact by formula."""
 
+import pathlib
+
 import numpy as np
 
 from lunar_distill_jax import geometry
 from lunar_distill_jax.models.config import DecoderConfig, EncoderConfig, HeadConfig, StereoConfig
 from lunar_distill_jax.types import StereoPair
 
+REPOSITORY = pathlib.Path(__file__).parents[1]
 CONFIG = StereoConfig(
     name="tiny",
     encoder=EncoderConfig(width=16, depth=1, heads=2, mlp_ratio=2.0),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from lunar_distill_jax.errors import InputError
-
 EXAMPLE = """\
 example:
   lunar-distill train --config configs/synthetic_demo.py --workdir runs/demo --config.steps=300
@@ -38,15 +36,16 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    from lunar_distill_jax import api, demo
+    from lunar_distill_jax import api, atomic, demo
+    from lunar_distill_jax.init.inherit import first_student
     from lunar_distill_jax.train.config import read_config
-    from lunar_distill_jax.train.loop import STUDENT, train
+    from lunar_distill_jax.train.loop import STUDENT, check_settings, train
 
     config = read_config(args.config, args.overrides)
+    check_settings(config, has_teacher=bool(config.teacher))
+    atomic.check_writable(args.workdir)
     teacher = api.load(config.teacher) if config.teacher else None
-    student = api.build(config.student, config.seed)
-    if config.matches < 1 and config.loss.get("matching"):
-        raise InputError("config.matches is 0 but loss.matching is on: give at least 1.")
+    student, _ = first_student(config.student, config.init, teacher, config.seed)
     pairs = demo.read_all("training pairs", config.data)
     train(config, args.workdir, pairs, teacher=teacher, student=student)
     print(f"Wrote {args.workdir}/{STUDENT}")

@@ -89,6 +89,17 @@ def make_batch(
     return batch
 
 
+def check_pairs(pairs: Sequence[StereoPair]) -> None:
+    """Raises InputError if there are no pairs, or they differ in size."""
+    if not pairs:
+        raise InputError("There is no pair to train on: give a folder that holds pairs.")
+    sizes = {p.image.shape[1:3] for p in pairs}
+    if len(sizes) > 1:
+        raise InputError(
+            f"The training pairs have different sizes ({sorted(sizes)}): set one with --config.data.size."
+        )
+
+
 def training_batches(
     pairs: Sequence[StereoPair],
     *,
@@ -98,18 +109,8 @@ def training_batches(
     matching: int,
     start: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches from step `start` on.
-
-    Raises:
-      InputError: there are no pairs, or they differ in size.
-    """
-    if not pairs:
-        raise InputError("There is no pair to train on: give a folder that holds pairs.")
-    sizes = {p.image.shape[1:3] for p in pairs}
-    if len(sizes) > 1:
-        raise InputError(
-            f"The training pairs have different sizes ({sorted(sizes)}): set one with --config.data.size."
-        )
+    """Endless batches from step `start` on; the pairs are of one size."""
+    check_pairs(pairs)
     step = start
     while True:
         chosen = sample_indices(seed, step, batch, len(pairs))

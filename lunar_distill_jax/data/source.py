@@ -23,13 +23,16 @@ def open_pairs(
             of StereoLunar's suns; a folder is read whole
 
     Raises:
-      InputError: `size` is not a multiple of 16, or the folder cannot be used.
+      InputError: `size` is not a multiple of 16, a number is out of range, or the folder cannot be
+        used.
     """
     if size < 32 or size % 16:
         raise InputError(f"The size is {size} pixels: give a multiple of 16, 32 or more.")
     if str(source) == SYNTHETIC:
         if geometries < 1:
             raise InputError(f"The number of geometries is {geometries}: give 1 or more.")
+        if seed < 0:
+            raise InputError(f"The seed of the synthetic scenes is {seed}: give 0 or more.")
         return geometries, synthetic_pairs(seed, geometries, size)
     refs = stereolunar.find_pairs(pathlib.Path(source))
     return len(refs), (stereolunar.load_pair(ref, size) for ref in refs)

@@ -8,6 +8,7 @@ import pathlib
 import jax
 import orbax.checkpoint as ocp
 
+from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.train.step import TrainState
 
 
@@ -25,12 +26,22 @@ class Checkpoints:
         self._manager.close()  # waits for a save that is under way
 
     def restore(self, state: TrainState) -> TrainState:
-        """The latest saved state, shaped and placed like `state`; `state` itself if there is none."""
+        """The latest saved state, shaped and placed like `state`; `state` itself if there is none.
+
+        Raises:
+          InputError: what was saved is the state of another network or other losses.
+        """
         step = self._manager.latest_step()
         if step is None:
             return state
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
+        except (ValueError, KeyError, TypeError) as e:  # orbax names no tree that does not match
+            raise InputError(
+                f"The checkpoint of step {step} in {self._manager.directory} is of another network or "
+                "other losses than this run: give a new workdir, or the settings it began with."
+            ) from e
 
     def save(self, state: TrainState, *, force: bool = False) -> None:
         """Saves in the background where the step is due, or at once where `force` says so."""

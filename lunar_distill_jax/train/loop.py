@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from lunar_distill_jax import api, atomic
-from lunar_distill_jax.data.batches import training_batches
+from lunar_distill_jax.data.batches import check_pairs, training_batches
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.losses.distill import TERMS
+from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.train import optim
 from lunar_distill_jax.train.checkpoint import Checkpoints
-from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.train.step import (
     TrainState,
     ground_truth_targets,
@@ -48,11 +48,13 @@ def train(
     on_log:  called with {"step", "loss", terms, "lr"} at every log step
 
     Raises:
-      InputError: `workdir` cannot be written, or the loss weights name an unknown term.
+      InputError: a setting cannot be used, there are no pairs or they differ in size, or `workdir`
+        cannot be written or holds checkpoints of another network.
       FloatingPointError: the loss is not finite.
     """
+    weights = check_settings(config, has_teacher=teacher is not None)
+    check_pairs(pairs)
     workdir = atomic.make_folder(workdir)
-    weights = check_weights(config.loss, has_teacher=teacher is not None)
 
     # The step: one program with the teacher inside.
     target_fn = ground_truth_targets if teacher is None else teacher_targets(teacher.config)
@@ -80,7 +82,7 @@ def train(
     with Checkpoints(workdir / "checkpoints", config.checkpoint_every) as checkpoints:
         state = checkpoints.restore(state)
         first = int(state.step)
-        _forget_after(workdir / METRICS, first)
+        _forget_after(workdir, first)
         batches = training_batches(
             pairs,
             seed=config.seed,
@@ -98,7 +100,9 @@ def train(
             for step in range(first + 1, config.steps + 1):
                 state, metrics = step_fn(state, teacher_params, next(batches))
                 row = None
-                if step % config.log_every == 0 or step in (1, config.steps):
+                # A state is looked at before it is kept: the run must not resume from a broken one.
+                due = step % config.log_every == 0 or step % config.checkpoint_every == 0
+                if due or step in (1, config.steps):
                     row = {"step": step, **{k: float(v) for k, v in metrics.items()}}
                     row["lr"] = float(schedule(step - 1))
                     if not np.isfinite(row["loss"]):
@@ -123,12 +127,17 @@ def train(
     return trained
 
 
-def check_weights(loss, *, has_teacher: bool) -> dict[str, float]:
-    """{term: weight} with every term present.
+def check_settings(config, *, has_teacher: bool) -> dict[str, float]:
+    """The loss weights, {term: weight} with every term present.
 
     Raises:
-      InputError: an unknown term, or the feature loss without a teacher.
+      InputError: an unknown term, the feature loss without a teacher, or a number out of range.
     """
+    least = {"seed": 0, "steps": 1, "batch": 1, "log_every": 1, "checkpoint_every": 1}
+    for key, value in least.items():
+        if config[key] < value:
+            raise InputError(f"config.{key} is {config[key]}: give {value} or more.")
+    loss = config.loss
     unknown = sorted(set(loss) - set(TERMS))
     if unknown:
         raise InputError(f"Unknown loss {', '.join(unknown)}: choose from {', '.join(TERMS)}.")
@@ -137,17 +146,27 @@ def check_weights(loss, *, has_teacher: bool) -> dict[str, float]:
         raise InputError(
             f"loss.features is {weights['features']:g} but there is no teacher to imitate: set it to 0."
         )
+    if weights["matching"] and config.matches < 1:
+        raise InputError(
+            f"config.matches is {config.matches} but loss.matching is on: give at least 1."
+        )
     return weights
 
 
 def read_history(workdir: str | os.PathLike) -> list[dict[str, float]]:
     """The logged rows of a run, oldest first."""
     path = pathlib.Path(workdir) / METRICS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the run was killed while it wrote this line
+            break
+    return rows
 
 
-def _forget_after(path: pathlib.Path, step: int) -> None:
+def _forget_after(workdir: pathlib.Path, step: int) -> None:
     """Drops the rows that a killed run logged after its last checkpoint: they come again."""
-    if path.is_file():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        atomic.write_text(path, "".join(line + "\n" for line in kept))
+    if (workdir / METRICS).is_file():
+        kept = [row for row in read_history(workdir) if row["step"] <= step]
+        atomic.write_text(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
