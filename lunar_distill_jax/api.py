@@ -57,12 +57,16 @@ def load(source: str | os.PathLike) -> Stereo:
     Raises:
       InputError: `source` is none of these, or the file cannot be read.
     """
-    config, params, meta = _read(source)
-    return Stereo(config, jax.tree.map(lambda a: np.asarray(a, np.float32), params), meta)
+    config, params, meta = read_network(source)
+    return Stereo(config, jax.tree.map(lambda a: np.require(a, np.float32, "C"), params), meta)
 
 
-def _read(source: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, str]]:
-    """-> (config, params, meta), the numbers as they are in the file."""
+def read_network(source: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, str]]:
+    """-> (config, params, meta) of what `load` takes, the numbers as they are in the file.
+
+    Raises:
+      InputError: `source` is no model, or the file cannot be read.
+    """
     if str(source) in EMBEDDED:
         with importlib.resources.as_file(
             importlib.resources.files("lunar_distill_jax") / "assets" / EMBEDDED[str(source)]

@@ -5,37 +5,95 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import flax.traverse_util
-import jax
+import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from lunar_distill_jax.atomic import atomic_file
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.config import StereoConfig
 
 FORMAT = "lunar-distill-jax weights 1"
+ALIGN = 64  # bytes: from there XLA reads a mapped array without copying it
+SPARE = 1024  # bytes of the header, for `add_meta`
+_TYPES = {
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+    np.dtype(np.float64): "F64",
+}
 
 
 def write_weights(
-    path: str | os.PathLike, config: StereoConfig, params: Any, meta: dict[str, str]
+    path: str | os.PathLike,
+    config: StereoConfig,
+    params: Any,
+    meta: dict[str, str],
+    written: Callable[[int], object] = lambda size: None,
 ) -> None:
     """Writes `params` (a nested dict of arrays) and what is needed to rebuild the network.
 
+    The arrays go out one by one, so memory holds one copy of the largest at most, and each begins
+    on a multiple of `ALIGN` where sizes allow, so that the file can be mapped.
+
     meta: free text by name; "licence" and "source" are expected by `info`
+    written: called with the number of bytes after each array
+
+    Raises:
+      InputError: the folder cannot be written, or a number type has no place in the file.
     """
-    flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
-    arrays = {name: np.ascontiguousarray(a) for name, a in flat.items()}
-    header = {**meta, "format": FORMAT, "architecture": json.dumps(config.to_dict())}
-    with atomic_file(path) as part:
-        safetensors.numpy.save_file(arrays, part, metadata=header)
+    if not all(isinstance(value, str) for value in meta.values()):
+        raise TypeError(f"meta holds something other than text: {meta}")
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    names = sorted(flat, key=lambda name: (flat[name].nbytes % ALIGN != 0, name))
+    text = {**meta, "format": FORMAT, "architecture": json.dumps(config.to_dict())}
+    header: dict[str, Any] = {"__metadata__": text}
+    end = 0
+    for name in names:
+        start, end = end, end + flat[name].nbytes
+        header[name] = {
+            "dtype": _type_name(name, flat[name].dtype),
+            "shape": list(flat[name].shape),
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header).encode()
+    size = -(-(8 + len(encoded) + SPARE) // ALIGN) * ALIGN - 8
+    with atomic_file(path) as part, open(part, "wb") as file:
+        file.write(struct.pack("<Q", size) + encoded.ljust(size))
+        for name in names:
+            array = np.ascontiguousarray(flat[name])
+            file.write(array.reshape(-1).view(np.uint8).data)
+            written(array.nbytes)
+
+
+def _type_name(name: str, dtype: np.dtype) -> str:
+    if dtype not in _TYPES:
+        raise InputError(
+            f"{name} has the number type {dtype}: cast it to one of {', '.join(map(str, _TYPES))}."
+        )
+    return _TYPES[dtype]
+
+
+def add_meta(path: str | os.PathLike, name: str, value: str) -> None:
+    """Adds one entry to the header of a weight file in place, in the space that is kept for it."""
+    with open(path, "r+b") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+        header["__metadata__"][name] = value
+        encoded = json.dumps(header).encode()
+        if len(encoded) > size:
+            raise ValueError(f"{path} has no space for {len(value)} more characters")
+        file.seek(8)
+        file.write(encoded.ljust(size))
 
 
 def read_weights(path: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, str]]:
-    """-> (config, params, meta)
+    """-> (config, params, meta); params are read-only windows on the file, read when used.
 
     Raises:
       InputError: the file is absent, cut short, or not one of ours.
@@ -48,10 +106,10 @@ def read_weights(path: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, 
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise InputError(
-                    f"{path} has format {header.get('format')!r}, expected {FORMAT!r}: it is not a weight "
-                    "file of this package."
+                    f"{path} has format {header.get('format')!r}, expected {FORMAT!r}: it is not a "
+                    "weight file of this package."
                 )
-            flat = {name: file.get_tensor(name) for name in file.keys()}
+            flat = _map_arrays(path)
     except safetensors.SafetensorError as e:
         raise InputError(f"{path} is not a complete safetensors file ({e}): copy it again.") from e
     meta = {k: v for k, v in header.items() if k not in ("format", "architecture")}
@@ -59,7 +117,25 @@ def read_weights(path: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, 
         config = StereoConfig.from_dict(json.loads(header["architecture"]))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as e:
         raise InputError(
-            f"The header of {path} does not describe an architecture ({type(e).__name__}): write the "
-            "file again."
+            f"The header of {path} does not describe an architecture ({type(e).__name__}): write "
+            "the file again."
         ) from e
     return config, flax.traverse_util.unflatten_dict(flat, sep="/"), meta
+
+
+def _map_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file whose header has been checked, mapped into memory."""
+    data = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:start].tobytes())
+    header.pop("__metadata__")
+    types = {name: dtype for dtype, name in _TYPES.items()}
+    unknown = sorted({entry["dtype"] for entry in header.values()} - set(types))
+    if unknown:
+        raise InputError(f"{path} has numbers of the type {', '.join(unknown)}: write it again.")
+    arrays = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        window = data[start + first : start + last]
+        arrays[name] = window.view(types[entry["dtype"]]).reshape(entry["shape"])
+    return arrays

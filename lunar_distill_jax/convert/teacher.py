@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -23,10 +24,10 @@ from lunar_distill_jax.models.config import (
 )
 from lunar_distill_jax.models.fresh import parameter_shapes
 
-LICENCE = "CC BY-NC-SA 4.0"
-ATTRIBUTION = (
-    "derived from MASt3R (Leroy, Cabon, Revaud 2024; https://github.com/naver/mast3r), "
-    "Copyright (C) 2024-present Naver Corporation, CC BY-NC-SA 4.0: non-commercial use, share alike"
+# One text, so that whoever copies the licence of a teacher copies its attribution too.
+LICENCE = (
+    "CC BY-NC-SA 4.0: non-commercial, share alike; derived from MASt3R (Leroy, Cabon, Revaud 2024, "
+    "https://github.com/naver/mast3r), Copyright (C) 2024-present Naver Corporation"
 )
 _FIXED: dict[str, Any] = {  # what the network computes; the released files say the same
     "head_type": "catmlp+dpt",
@@ -56,11 +57,7 @@ def network_from_checkpoint(checkpoint: Checkpoint) -> tuple[StereoConfig, Any, 
         prefix = f"{checkpoint.path}: "
         raise InputError(prefix + str(e).removeprefix(prefix)) from e
     flat = from_torch(checkpoint.tensors, parameter_shapes(config), checkpoint.path)
-    meta = {
-        "source": checkpoint.path.name,
-        "licence": LICENCE,
-        "attribution": ATTRIBUTION,
-    }
+    meta = {"source": checkpoint.path.name, "licence": LICENCE}
     return config, flax.traverse_util.unflatten_dict(flat, sep="/"), meta
 
 
@@ -182,9 +179,18 @@ def checkpoint_tensors(config: StereoConfig, params: Any) -> dict[str, np.ndarra
     Raises:
       InputError: the network has parts or wiring that the reference does not have.
     """
-    default = dict(hooks=(), desc_ratio=4.0, late_double=False, plane=False)
-    other = [f"head.{k}" for k, v in default.items() if getattr(config.head, k) != v]
-    other += [f"encoder.{k}" for k in ("stem", "grid") if getattr(config.encoder, k)]
+    # Every field that the table and the arguments do not carry over must be the reference's.
+    free = {"head": ("width", "layers", "last", "desc", "two_confs")}
+    free |= {part: ("width", "depth", "heads", "mlp_ratio") for part in ("encoder", "decoder")}
+    teacher = StereoConfig()
+    other = [
+        f"{part}.{field.name}"
+        for part, sizes in free.items()
+        for field in dataclasses.fields(getattr(teacher, part))
+        if field.name not in sizes
+        and getattr(getattr(config, part), field.name)
+        != getattr(getattr(teacher, part), field.name)
+    ]
     if other:
         raise InputError(
             f"{config.name} cannot go to PyTorch: the reference has no {', '.join(other)}."

@@ -10,7 +10,7 @@ import os
 import pathlib
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,16 @@ _SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 def write_pth(
-    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], args: Mapping[str, Any]
+    path: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    args: Mapping[str, Any],
+    written: Callable[[int], object] = lambda size: None,
 ) -> None:
     """Writes {'args': Namespace(**args), 'model': OrderedDict(tensors)} as `torch.save` does.
 
     `args["model"]` is the model string. The values of `args` are None, bool, int, float, str, list,
-    tuple or dict; torch >= 2.6 needs `weights_only=False` to load any such file.
+    tuple or dict; torch >= 2.6 needs `weights_only=False` to load any such file. `written` is
+    called with the number of bytes after each tensor.
 
     Raises:
       InputError: the folder cannot be written, or a dtype or an argument has no place in the file.
@@ -47,6 +51,7 @@ def write_pth(
         _add(archive, "byteorder", b"little")
         for name in owners:
             _add(archive, f"data/{keys[name]}", _bytes_view(tensors[name]))
+            written(tensors[name].nbytes)
         _add(archive, "version", b"3\n")
 
 
@@ -55,11 +60,12 @@ def write_hugging_face(
     tensors: Mapping[str, np.ndarray],
     config: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
+    written: Callable[[int], object] = lambda size: None,
 ) -> None:
     """Writes `config.json` and `model.safetensors` into a new folder, as `save_pretrained` does.
 
     Infinities are the bare tokens Infinity and -Infinity; `metadata` is added to the safetensors
-    header, which also maps each dropped alias to the name that was kept.
+    header, which also maps each dropped alias to the name that was kept; `written` is as above.
 
     Raises:
       InputError: the folder is not empty or cannot be written, or a dtype has no place in the file.
@@ -86,6 +92,7 @@ def write_hugging_face(
             file.write(struct.pack("<Q", len(text)) + text)
             for name in owners:
                 file.write(_bytes_view(tensors[name]))
+                written(tensors[name].nbytes)
 
 
 def _write_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:

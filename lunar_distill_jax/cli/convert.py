@@ -1,0 +1,149 @@
+"""`lunar-distill convert`: PyTorch checkpoints to our weight files, and back."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import math
+import pathlib
+from collections import Counter
+from collections.abc import Mapping
+
+import flax.traverse_util
+import numpy as np
+
+import lunar_distill_jax.api as ld
+from lunar_distill_jax.atomic import atomic_file
+from lunar_distill_jax.convert.model_string import format_model_string
+from lunar_distill_jax.convert.teacher import checkpoint_tensors, reference_arguments
+from lunar_distill_jax.convert.torch_file import require_checksums
+from lunar_distill_jax.convert.torch_write import write_hugging_face, write_pth
+from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.models.accounting import part_of
+from lunar_distill_jax.progress import Progress
+from lunar_distill_jax.weights import add_meta, write_weights
+
+CHECK_SIZE = (32, 48)
+EXAMPLE = """\
+examples:
+  lunar-distill convert MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric.pth teacher.safetensors
+  lunar-distill convert teacher.safetensors back.pth --to torch        the layout of released files
+  lunar-distill convert teacher.safetensors back --to torch            a Hugging Face folder
+
+Needs no torch, and runs nothing that a file holds.
+"""
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "convert",
+        help="turn PyTorch's MASt3R checkpoints into ours, and back",
+        description="Convert a MASt3R checkpoint (.pth or Hugging Face folder) to one "
+        "self-describing weight file, or a model of ours back to PyTorch.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SRC", help="a .pth, a Hugging Face folder, or our file")
+    parser.add_argument("target", metavar="DST", help="a new file, or a new folder")
+    parser.add_argument("--to", choices=("ours", "torch"), default="ours", help="(default: ours)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Reads, checks, writes; the target appears when all of it is done."""
+    source, target = pathlib.Path(args.source), pathlib.Path(args.target)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"{target} exists already: give a new name, or delete it first.")
+    if args.to == "ours" and target.suffix != ".safetensors":
+        raise InputError(f"DST is {target}: a weight file of ours ends in .safetensors.")
+    if source.is_file():
+        require_checksums(source)
+    (to_torch if args.to == "torch" else to_ours)(source, target)
+
+
+def to_ours(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Writes our weight file, runs it once on `check_images`, and adds the result's hash to it."""
+    config, params, meta = ld.read_network(source)
+    meta = {**meta, "source_sha256": _sha256(source)}
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    summary = _summary(flat)
+    with atomic_file(target) as part:
+        with _progress(flat, "writing") as progress:
+            write_weights(part, config, params, meta, progress.update)
+        del params, flat  # lets go of the mapped source: the check then maps only the new file
+        digest = self_check(ld.load(part))
+        add_meta(part, "self_check", digest)
+    print(
+        f"{summary}\nSelf-check: output sha256 {digest}\nLicence: {meta.get('licence', 'unknown')}"
+    )
+    print(f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB).")
+
+
+def to_torch(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Writes the layout of released files (.pth), or else a Hugging Face folder."""
+    config, params, meta = ld.read_network(source)
+    tensors = checkpoint_tensors(config, params)
+    arguments = reference_arguments(config)
+    notes = {k: meta[k] for k in ("licence", "source", "source_sha256") if k in meta}
+    with _progress(tensors, "writing") as progress:
+        if target.suffix in (".pth", ".pt"):
+            model = format_model_string(arguments)
+            write_pth(target, tensors, {"model": model, **notes}, progress.update)
+        else:
+            write_hugging_face(target, tensors, arguments, notes, progress.update)
+    print(_summary(flax.traverse_util.flatten_dict(params, sep="/")))
+    print(f"Licence: {notes.get('licence', 'unknown')}\nWrote {target}.")
+
+
+def check_images() -> tuple[np.ndarray, np.ndarray]:
+    """Two images [1, H, W, 3] by an integer formula: the same on every machine."""
+    y, x = np.mgrid[: CHECK_SIZE[0], : CHECK_SIZE[1]]
+    colour = np.arange(3)
+    steps = 13 * y[..., None] + 7 * x[..., None] + 29 * colour
+    one, two = (((steps + 17 * view) % 64 / 31.5 - 1).astype(np.float32)[None] for view in (0, 1))
+    return one, two
+
+
+def self_check(stereo: ld.Stereo) -> str:
+    """Runs the network on `check_images`; returns the sha256 of all its outputs.
+
+    The hash is that of this machine and this version of jax: others may round differently.
+
+    Raises:
+      InputError: an output is not finite.
+    """
+    digest = hashlib.sha256()
+    for view, prediction in enumerate(ld.predict(stereo, *check_images()), 1):
+        for name in ("pts3d", "conf", "desc", "desc_conf"):
+            values = np.asarray(getattr(prediction, name))
+            if not np.all(np.isfinite(values)):
+                raise InputError(
+                    f"The converted network gives {name} of view {view} that is not finite: the "
+                    "checkpoint is damaged, or was saved while its training diverged."
+                )
+            digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _sha256(source: pathlib.Path) -> str:
+    path = source / "model.safetensors" if source.is_dir() else source
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _progress(arrays: Mapping[str, np.ndarray], label: str) -> contextlib.AbstractContextManager:
+    return Progress(sum(a.nbytes for a in arrays.values()), f"{label} bytes")
+
+
+def _summary(flat: Mapping[str, np.ndarray]) -> str:
+    """One line for each part of the network: its tensors and numbers."""
+    tensors: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
+    for name, array in flat.items():
+        tensors[part_of(name)] += 1
+        numbers[part_of(name)] += math.prod(array.shape)
+    rows = [f"  {part:15s} {tensors[part]:5d} tensors {numbers[part]:13,d}" for part in tensors]
+    total = f"  {'all':15s} {tensors.total():5d} tensors {numbers.total():13,d}"
+    types = ", ".join(sorted({str(a.dtype) for a in flat.values()}))
+    return "\n".join([f"Mapped ({types}):", *rows, total])

@@ -1,0 +1,101 @@
+"""`lunar-distill info`: what a model is, what it costs, where it comes from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from typing import Any
+
+import flax.traverse_util
+
+import lunar_distill_jax.api as ld
+from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.models.accounting import mac_counts, parameter_counts
+from lunar_distill_jax.models.zoo import ARCHITECTURES, architecture
+
+SIZE = "384x512"
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "info",
+        help="parameters, work, licence and provenance of a model",
+        description="Show what a model is: its parameters and multiply-accumulates part by part, "
+        "its bytes, its licence and where it comes from.",
+        epilog="example:\n  lunar-distill info moonlet --size 128x128",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model, a weight file, or an architecture")
+    parser.add_argument(
+        "--size", default=SIZE, metavar="HxW", help=f"of both images, in pixels (default: {SIZE})"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs: one stable JSON object")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    facts = collect(args.model, *parse_size(args.size))
+    print(json.dumps(facts, indent=2, sort_keys=True) if args.json else as_text(facts))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "384x512" -> (384, 512)
+
+    Raises:
+      InputError: it is no such text, or a side is not a positive multiple of 16.
+    """
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    height, width = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not (height and width) or height % 16 or width % 16:
+        raise InputError(
+            f"--size is {text!r}: expected HEIGHTxWIDTH, both multiples of 16, such as {SIZE}."
+        )
+    return height, width
+
+
+def collect(model: str, height: int, width: int) -> dict[str, Any]:
+    """Everything that is printed, as JSON values.
+
+    Raises:
+      InputError: there is no such model or architecture.
+    """
+    size, meta = None, {"source": "an architecture without weights"}
+    if model in ARCHITECTURES and model not in ld.EMBEDDED:
+        config = architecture(model)
+    else:
+        config, params, meta = ld.read_network(model)
+        size = sum(a.nbytes for a in flax.traverse_util.flatten_dict(params).values())
+    parameters, macs = parameter_counts(config), mac_counts(config, height, width)
+    return {
+        "architecture": config.to_dict(),
+        "bytes": size,
+        "licence": meta.get("licence", "unknown"),
+        "macs": {**macs, "total": sum(macs.values())},
+        "mac_note": "of one pair; 1 MAC = 2 FLOP",
+        "meta": {k: v for k, v in meta.items() if k != "licence"},
+        "parameters": {**parameters, "total": sum(parameters.values())},
+        "parameters_used": sum(n for part, n in parameters.items() if part != "unused"),
+        "size": [height, width],
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    parameters, macs = facts["parameters"], facts["macs"]
+    height, width = facts["size"]
+    lines = [
+        f"{facts['architecture']['name']}: {parameters['total']:,} parameters, of which "
+        f"{facts['parameters_used']:,} are used",
+        "",
+        f"{'part':15s} {'parameters':>13s} {f'GMAC of a {height} x {width} pair':>26s}",
+    ]
+    for part in [*(p for p in parameters if p != "total"), "total"]:
+        lines.append(f"{part:15s} {parameters[part]:13,d} {macs.get(part, 0) / 1e9:26.3f}")
+    lines += [
+        "1 MAC = 2 FLOP; matrix products and convolutions are counted.",
+        "",
+        f"bytes: {'-' if facts['bytes'] is None else format(facts['bytes'], ',d')}",
+        f"licence: {facts['licence']}",
+        *(f"{name}: {value}" for name, value in sorted(facts["meta"].items())),
+    ]
+    return "\n".join(lines)
