@@ -35,12 +35,13 @@ RENDERED = 128  # pixels; resized for training, so that other sizes can be tried
 SIZE = 96
 
 
-def get_config(steps: int) -> mlc.ConfigDict:
+def get_config(phase: int, steps: int) -> mlc.ConfigDict:
+    """Relief is learned in the first phase, the second weighs the whole point map more."""
     c = mlc.ConfigDict()
-    c.seed, c.steps, c.batch = 0, steps, 8
+    c.seed, c.steps, c.batch = phase, steps, 8
     c.augment, c.matches = True, 128
-    c.loss = dict(points=1.0, relief=10.0, matching=0.1)
-    c.optim = dict(lr=6e-4, final=1e-5, warmup=100, weight_decay=0.05, clip=1.0)
+    c.loss = dict(points=(1.0, 3.0)[phase], relief=10.0, matching=0.1)
+    c.optim = dict(lr=(6e-4, 4e-4)[phase], final=5e-6, warmup=100, weight_decay=0.05, clip=1.0)
     c.log_every, c.checkpoint_every = 20, 200
     return c
 
@@ -95,15 +96,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/moonlet"))
     parser.add_argument("--shards", type=int, default=29, help=f"files of {SHARD} geometries")
-    parser.add_argument("--steps", type=int, default=1900)
+    parser.add_argument("--steps", type=int, nargs=2, default=(1900, 1000), help="of the phases")
     parser.add_argument("--test", type=int, default=120, help="unseen geometries to score on")
     args = parser.parse_args()
     logging.getLogger("absl").setLevel(logging.WARNING)
 
     start = time.time()
     pairs = training_pairs(args.workdir / "pairs", args.shards)
-    config = get_config(args.steps)
-    student = train(config, args.workdir, pairs, teacher=None, student=api.build("moonlet", seed=0))
+    student, history = api.build("moonlet", seed=0), []
+    for phase, steps in enumerate(args.steps):
+        folder = args.workdir / f"phase{phase}"
+        student = train(get_config(phase, steps), folder, pairs, teacher=None, student=student)
+        history += [{"phase": phase, **row} for row in read_history(folder)]
     # Half precision halves the file; what is scored is what is shipped.
     half = jax.tree.map(lambda a: np.asarray(a, np.float16), student.params)
     student = api.Stereo(student.config, jax.tree.map(np.float32, half), {})
@@ -123,12 +127,12 @@ def main() -> None:
     meta = {
         "licence": "Apache-2.0",
         "source": "trained from scratch by tools/train_moonlet.py on synthetic ground truth",
-        "trained": f"{args.steps} steps of {config.batch} pairs at {SIZE} px; "
+        "trained": f"{sum(args.steps)} steps of {get_config(0, 1).batch} pairs at {SIZE} px; "
         f"{args.shards * SHARD} geometries under 2 suns",
         "unseen": json.dumps({k: round(scores[k], 4) for k in ("point_error_pct", "relief_corr")}),
     }
     api.save(api.Stereo(student.config, half, meta), ASSETS / "moonlet.safetensors")
-    log = [json.dumps(row) for row in read_history(args.workdir)]
+    log = [json.dumps(row) for row in history]
     log.append(json.dumps({"wall_seconds": round(time.time() - start), **evaluation.summary}))
     atomic.write_text(ASSETS / f"moonlet.{METRICS}", "\n".join(log) + "\n")
 
