@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections as mlc
 from absl import flags
@@ -28,16 +30,39 @@ def read_config(source: str, overrides: Sequence[str] = ()) -> mlc.ConfigDict:
     wrong = [o for o in overrides if not re.fullmatch(r"--config(\.\w+)+=.*", o)]
     if wrong:
         raise InputError(f"Cannot read {wrong[0]!r}: overrides look like --config.optim.lr=1e-4.")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
-    try:
-        values(["train", f"--config={source}", *overrides])
-        config = values["config"].value
-    except Exception as e:  # the file is the user's program: whatever it raises is about that file
-        first = " ".join(str(e).split()) or type(e).__name__
-        raise InputError(f"The config {source} cannot be used: {first}") from e
+    config = _parse(source, ())
     if not isinstance(config, mlc.ConfigDict):
         raise InputError(
             f"{path}: get_config() returned {type(config).__name__}, expected a ConfigDict."
         )
-    return config
+    for override in overrides:
+        _check_key(source, config, override.partition("=")[0].split(".")[1:])
+    return _parse(source, overrides) if overrides else config
+
+
+def _parse(source: str, overrides: Sequence[str]) -> Any:
+    values = flags.FlagValues()
+    argv = ["train", f"--config={source}", *overrides]
+    # Without sys_argv it looks for the overrides in the command line of the process.
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        return values["config"].value
+    except Exception as e:  # the file is the user's program: whatever it raises is about that file
+        kind = "" if isinstance(e, flags.Error) else f"{type(e).__name__}: "
+        last = (
+            kind + (str(e).strip().splitlines() or [""])[-1]
+        )  # a flags.Error may hold a traceback
+        raise InputError(f"The config {source} cannot be used: {last}") from e
+
+
+def _check_key(source: str, config: mlc.ConfigDict, key: Sequence[str]) -> None:
+    node: Any = config
+    for depth, part in enumerate(key):
+        known = sorted(node) if isinstance(node, mlc.ConfigDict) else []
+        if part not in known:
+            near = difflib.get_close_matches(part, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known) or 'none'}."
+            where = ".".join(("config", *key[:depth]))
+            raise InputError(f"The config {source} has no key {part} in {where}: {hint}")
+        node = node[part]
