@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
 def to_ours(source: pathlib.Path, target: pathlib.Path) -> None:
     """Writes our weight file, runs it once on `check_images`, and adds the result's hash to it."""
     config, params, meta = ld.read_network(source)
-    meta = {**meta, "source_sha256": _sha256(source)}
+    if "source_sha256" not in meta and source.exists():  # else it is one of ours, and says it
+        meta = {**meta, "source_sha256": _sha256(source)}
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     summary = _summary(flat)
     with atomic_file(target) as part:
@@ -127,7 +128,9 @@ def self_check(stereo: ld.Stereo) -> str:
 
 
 def _sha256(source: pathlib.Path) -> str:
-    path = source / "model.safetensors" if source.is_dir() else source
+    """Of the file with the weights; a folder is one of Hugging Face's or a finished training."""
+    names = ("model.safetensors", "student.safetensors")
+    path = next((source / name for name in names if (source / name).is_file()), source)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
