@@ -14,6 +14,7 @@ LAYERS = (
     ("models",),
     ("weights", "convert"),
     ("api",),
+    ("init",),
     ("losses",),
     ("train",),
     ("evaluate",),
