@@ -41,7 +41,7 @@ ARCHITECTURES: dict[str, StereoConfig] = {
             encoder=EncoderConfig(
                 width=192, depth=2, heads=6, mlp_ratio=3.0, stem=(16, 40, 64, 96), grid=True
             ),
-            decoder=DecoderConfig(width=192, depth=1, heads=6, mlp_ratio=3.0),
+            decoder=DecoderConfig(width=192, depth=3, heads=6, mlp_ratio=3.0),
             head=HeadConfig(
                 width=32,
                 layers=(32, 48, 64, 96),
