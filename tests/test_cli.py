@@ -251,7 +251,7 @@ def test_help_shows_an_example(verb, capsys):
         cli.main([name, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert "example" in text and f"\n  lunar-distill {name} --" in text
+    assert "example" in text and f"\n  lunar-distill {name} " in text
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["demo", "--fast"], ["evaluate"]])
