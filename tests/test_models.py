@@ -277,7 +277,7 @@ def assert_same(a, b, atol):
         np.testing.assert_allclose(x, y, atol=atol, rtol=atol)
 
 
-# Sums of equal numbers in another order: errors seen are below 2e-6.
+# Sums of equal numbers in another order: 4.1e-6 was seen.
 ORDER = 2e-5
 
 
