@@ -1,9 +1,9 @@
 """Distils MASt3R into small students that reconstruct the Moon in 3D from two photographs.
 
-    import lunar_distill_jax as ld
+import lunar_distill_jax as ld
 
-    teacher = ld.load("moonlet")
-    view1, view2 = ld.predict(teacher, image1, image2)  # [B, H, W, 3] in [-1, 1] -> two Predictions
+teacher = ld.load("moonlet")
+view1, view2 = ld.predict(teacher, image1, image2)  # [B, H, W, 3] in [-1, 1] -> two Predictions
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What a person sees of a long run: one bar with rate and ETA, or plain lines where there is no terminal."""
+"""What a person sees of a long run: a bar with rate and ETA, or lines without a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tqdm
 
 
 class Progress:
-    """Counts to `total`; a bar on a terminal, else a line every `seconds`. Use as a context manager."""
+    """Counts to `total`, as a context manager: a bar on a terminal, else a line every `seconds`."""
 
     def __init__(self, total: int, label: str, *, done: int = 0, seconds: float = 10.0):
         self._total, self._label, self._done, self._seconds = total, label, done, seconds
@@ -47,9 +47,11 @@ class Progress:
         self._said = time.monotonic()
         elapsed = self._said - self._start
         rate = (self._done - self._first) / max(elapsed, 1e-9)
-        left = (self._total - self._done) / rate if rate else float("inf")
+        todo = self._total - self._done
+        left = todo / rate if rate else float("inf") if todo else 0.0
         print(
-            f"{self._label}: {self._done}/{self._total}  {elapsed:.0f} s, {left:.0f} s left  {self._text}",
+            f"{self._label}: {self._done}/{self._total}  {elapsed:.0f} s, {left:.0f} s left  "
+            f"{self._text}",
             file=sys.stderr,
             flush=True,
         )

@@ -378,7 +378,7 @@ def test_the_teacher_has_exactly_the_published_parameters():
 def test_the_embedded_models_are_small():
     teacher = count(parameter_shapes(architecture("moonlet")))
     student = count(parameter_shapes(architecture("moonlet-student")))
-    assert teacher <= 12_000_000 and student < 0.8 * teacher
+    assert teacher <= 12_000_000 and student < teacher / 1.5
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -109,19 +109,6 @@ def test_split_file_decides_which_frames_pair(folder, tmp_path):
         stereolunar.find_pairs(tmp_path, "no.npz")
 
 
-def test_split_by_geometry_separates_cameras_not_suns(tmp_path):
-    for scene in range(4):
-        for number in range(4):
-            pose = np.eye(4)
-            pose[0, 3] = scene
-            write_frame(tmp_path / f"nadir{scene}", f"im_{number}", pose=pose)
-    refs = stereolunar.find_pairs(tmp_path)
-    rest, held_out = stereolunar.split_by_geometry(refs, 0.25, seed=3)
-    assert (len(rest), len(held_out)) == (6, 2)
-    assert not {ref.geometry for ref in rest} & {ref.geometry for ref in held_out}
-    assert stereolunar.split_by_geometry(refs, 0.25, seed=3) == (rest, held_out)
-
-
 def test_sub_folders_of_the_published_layout(folder, tmp_path):
     for kind, suffix in (("images", "jpg"), ("depth", "exr"), ("cameras", "npz")):
         (folder / kind).mkdir()

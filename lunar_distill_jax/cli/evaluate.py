@@ -28,7 +28,10 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help='a folder, or "synthetic"')
     parser.add_argument("--out", default="evaluation", metavar="DIR", help="(default: evaluation)")
     parser.add_argument(
-        "--size", type=int, default=128, help="frames are resized to SIZE x SIZE (default: 128)"
+        "--size",
+        type=int,
+        default=96,
+        help="frames are resized to SIZE x SIZE (default: 96, what moonlet was trained at)",
     )
     parser.add_argument(
         "--geometries", type=int, default=36, help="synthetic scenes to render (default: 36)"

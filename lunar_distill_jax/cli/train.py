@@ -17,8 +17,8 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "train",
         help="distil a teacher into a student by a config file",
-        description="Distil a teacher into a student, or train on ground truth where the config names no "
-        "teacher. Writes checkpoints, metrics.jsonl and, at the end, student.safetensors.",
+        description="Distil a teacher into a student, or train on ground truth where the config "
+        "names no teacher. Writes checkpoints, metrics.jsonl and, at the end, student.safetensors.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

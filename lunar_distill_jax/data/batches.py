@@ -24,7 +24,7 @@ def stack_images(pairs: Sequence[StereoPair]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sample_indices(seed: int, step: int, batch: int, count: int) -> np.ndarray:
-    """Which samples step `step` sees: int [batch]; every epoch is a fresh permutation of all `count`."""
+    """Which samples step `step` sees: int [batch]; each epoch is a fresh permutation of `count`."""
     at = step * batch + np.arange(batch)
     permuted = {
         e: np.random.default_rng([seed, 7, e]).permutation(count) for e in np.unique(at // count)
@@ -35,8 +35,8 @@ def sample_indices(seed: int, step: int, batch: int, count: int) -> np.ndarray:
 def matches(pair: StereoPair, points_cam1: np.ndarray, rng: np.random.Generator, count: int):
     """Random pixels of view 1 and where their points appear in view 2.
 
-    -> pixels1, pixels2: int32 [count, 2] (x, y), rounded; valid: bool [count], false where the point is
-    outside view 2 or its depth there differs by more than 2 % (something else hides it)
+    -> pixels1, pixels2: int32 [count, 2] (x, y), rounded; valid: bool [count], false where the
+    point is outside view 2 or its depth there differs by more than 2 % (something else hides it)
     """
     height, width = pair.valid.shape[1:]
     pixels1 = rng.integers([width, height], size=(count, 2)).astype(np.int32)
@@ -62,8 +62,8 @@ def make_batch(
     matching: int,
 ) -> dict[str, np.ndarray]:
     """-> {"image1", "image2": float32 [B, H, W, 3], "valid1", "valid2": bool [B, H, W], "points1",
-    "points2": float32 [B, H, W, 3] ground truth in camera 1, km}, and where `matching` > 0 "pixels1",
-    "pixels2": int32 [B, matching, 2] (x, y), "pixels_valid": bool [B, matching]
+    "points2": float32 [B, H, W, 3] ground truth in camera 1, km}, and where `matching` > 0
+    "pixels1", "pixels2": int32 [B, matching, 2] (x, y), "pixels_valid": bool [B, matching]
     """
     if augmented:
         pairs = [augment(p, rng) for p, rng in zip(pairs, rngs, strict=True)]
@@ -96,7 +96,8 @@ def check_pairs(pairs: Sequence[StereoPair]) -> None:
     sizes = {p.image.shape[1:3] for p in pairs}
     if len(sizes) > 1:
         raise InputError(
-            f"The training pairs have different sizes ({sorted(sizes)}): set one with --config.data.size."
+            f"The training pairs have different sizes ({sorted(sizes)}): set one with "
+            "--config.data.size."
         )
 
 

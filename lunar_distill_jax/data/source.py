@@ -19,8 +19,8 @@ def open_pairs(
 ) -> tuple[int, Iterator[StereoPair]]:
     """-> (how many pairs, the pairs, read or rendered one by one as square frames of `size` pixels)
 
-    source: a folder, or "synthetic" for `geometries` rendered scenes from seed `seed` on, each under one
-            of StereoLunar's suns; a folder is read whole
+    source: a folder, or "synthetic" for `geometries` rendered scenes from seed `seed` on, each
+            under one of StereoLunar's suns; a folder is read whole
 
     Raises:
       InputError: `size` is not a multiple of 16, a number is out of range, or the folder cannot be

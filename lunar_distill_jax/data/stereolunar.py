@@ -16,7 +16,7 @@ import pathlib
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -102,23 +102,6 @@ def find_pairs(root: str | os.PathLike, split: str | None = None) -> list[PairRe
             "im_00000.jpg, im_00000.exr, im_00000.npz and im_00001.*): give a folder that does."
         )
     return refs
-
-
-def split_by_geometry(
-    refs: Sequence[PairRef], held_out: float, seed: int = 0
-) -> tuple[list[PairRef], list[PairRef]]:
-    """Splits into (rest, held out) such that no geometry, hence no camera pair, is in both.
-
-    Args:
-      held_out: fraction of the geometries of each trajectory, rounded up
-    """
-    rng = np.random.default_rng(seed)
-    chosen = set()
-    for trajectory in sorted({ref.trajectory for ref in refs}):
-        names = sorted({ref.geometry for ref in refs if ref.trajectory == trajectory})
-        chosen.update(rng.permutation(names)[: int(np.ceil(held_out * len(names)))])
-    rest = [ref for ref in refs if ref.geometry not in chosen]
-    return rest, [ref for ref in refs if ref.geometry in chosen]
 
 
 def load_pair(ref: PairRef, size: int | tuple[int, int] | None = None) -> StereoPair:

@@ -8,9 +8,8 @@ from lunar_distill_jax import moon
 from lunar_distill_jax.types import StereoPair
 
 TRAJECTORIES = ("nadir", "oblique", "dynamic")
-TRAINING_SEEDS = (
-    500_000  # terrain of this seed and above may have been trained on; below is for tests
-)
+# Terrain of this seed and above may have been trained on; below is for tests.
+TRAINING_SEEDS = 500_000
 
 
 def synthetic_pairs(

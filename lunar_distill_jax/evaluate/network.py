@@ -36,13 +36,14 @@ def evaluate(
     stereo: api.Stereo,
     dataset: str | os.PathLike | Iterable[StereoPair],
     protocol: str = "ours",
-    size: int = 128,
+    size: int = 96,
 ) -> dict:
     """Mean metrics of a network over the geometries of a data set, as `run.summarise` has them.
 
     dataset: a folder in StereoLunar's format, "synthetic" for 36 rendered pairs, or the pairs
              themselves
-    size:    frames of a folder are resized to size x size; pairs are taken as they are
+    size:    frames of a folder are resized to size x size (default: what `moonlet` was trained
+             at); pairs are taken as they are
 
     Raises:
       InputError: an unknown protocol, or a data set that cannot be read.

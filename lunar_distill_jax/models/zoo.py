@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 
 from lunar_distill_jax.errors import InputError
@@ -12,46 +13,37 @@ from lunar_distill_jax.models.config import (
     StereoConfig,
 )
 
+# The embedded teacher, trained from scratch on two CPU cores: hence stem, grid and plane.
+MOONLET = StereoConfig(
+    name="moonlet",
+    encoder=EncoderConfig(
+        width=192, depth=4, heads=6, mlp_ratio=3.0, stem=(16, 40, 64, 96), grid=True
+    ),
+    decoder=DecoderConfig(width=192, depth=4, heads=6, mlp_ratio=3.0),
+    head=HeadConfig(
+        width=32,
+        layers=(32, 48, 64, 96),
+        last=16,
+        desc=12,
+        desc_ratio=0.5,
+        late_double=True,
+        last_norm=True,
+        plane=True,
+    ),
+)
+
 ARCHITECTURES: dict[str, StereoConfig] = {
     c.name: c
     for c in (
         # The 688.6M teacher: ViT-L/16, two ViT-B decoders.
         StereoConfig(keep_unused=True),
-        # The embedded teacher, trained from scratch on two CPU cores: hence stem, grid and plane.
-        StereoConfig(
-            name="moonlet",
-            encoder=EncoderConfig(
-                width=192, depth=4, heads=6, mlp_ratio=3.0, stem=(16, 40, 64, 96), grid=True
-            ),
-            decoder=DecoderConfig(width=192, depth=4, heads=6, mlp_ratio=3.0),
-            head=HeadConfig(
-                width=32,
-                layers=(32, 48, 64, 96),
-                last=16,
-                desc=12,
-                desc_ratio=0.5,
-                late_double=True,
-                last_norm=True,
-                plane=True,
-            ),
-        ),
+        MOONLET,
         # Its student in the demo: the same widths, so that it can inherit, and less depth.
-        StereoConfig(
+        dataclasses.replace(
+            MOONLET,
             name="moonlet-student",
-            encoder=EncoderConfig(
-                width=192, depth=2, heads=6, mlp_ratio=3.0, stem=(16, 40, 64, 96), grid=True
-            ),
-            decoder=DecoderConfig(width=192, depth=3, heads=6, mlp_ratio=3.0),
-            head=HeadConfig(
-                width=32,
-                layers=(32, 48, 64, 96),
-                last=16,
-                desc=12,
-                desc_ratio=0.5,
-                late_double=True,
-                last_norm=True,
-                plane=True,
-            ),
+            encoder=dataclasses.replace(MOONLET.encoder, depth=2),
+            decoder=dataclasses.replace(MOONLET.decoder, depth=2),
         ),
         # For tests: every part of the teacher, small enough to run in a second.
         StereoConfig(

@@ -39,8 +39,8 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
         except (ValueError, KeyError, TypeError) as e:  # orbax names no tree that does not match
             raise InputError(
-                f"The checkpoint of step {step} in {self._manager.directory} is of another network or "
-                "other losses than this run: give a new workdir, or the settings it began with."
+                f"The checkpoint of step {step} in {self._manager.directory} is of another network "
+                "or other losses than this run: give a new workdir, or the settings it began with."
             ) from e
 
     def save(self, state: TrainState, *, force: bool = False) -> None:

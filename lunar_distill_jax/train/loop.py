@@ -39,10 +39,10 @@ def train(
     student: api.Stereo,
     on_log: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> api.Stereo:
-    """Trains `student` on the teacher's outputs for `pairs`, or on their ground truth without a teacher.
+    """Trains `student` on the teacher's outputs for `pairs`; without a teacher, on ground truth.
 
-    config:  ConfigDict with seed, steps, batch, augment, matches, loss {term: weight}, optim {lr, final,
-             warmup, weight_decay, clip}, log_every, checkpoint_every
+    config:  ConfigDict with seed, steps, batch, augment, matches, loss {term: weight}, optim {lr,
+             final, warmup, weight_decay, clip}, log_every, checkpoint_every
     workdir: gets checkpoints/, metrics.jsonl and, at the end, student.safetensors; where it holds
              checkpoints of an unfinished run, that run goes on
     on_log:  called with {"step", "loss", terms, "lr"} at every log step
@@ -107,8 +107,9 @@ def train(
                     row["lr"] = float(schedule(step - 1))
                     if not np.isfinite(row["loss"]):
                         raise FloatingPointError(
-                            f"The loss is {row['loss']} at step {step}; it was last finite {config.log_every} "
-                            f"steps or less before. Checkpoints up to then are in {workdir}."
+                            f"The loss is {row['loss']} at step {step}; it was last finite "
+                            f"{config.log_every} steps or less before. Checkpoints up to then are "
+                            f"in {workdir}."
                         )
                     log.write(json.dumps(row) + "\n")
                     log.flush()
@@ -144,7 +145,8 @@ def check_settings(config, *, has_teacher: bool) -> dict[str, float]:
     weights = {term: float(loss.get(term, 0.0)) for term in TERMS}
     if weights["features"] and not has_teacher:
         raise InputError(
-            f"loss.features is {weights['features']:g} but there is no teacher to imitate: set it to 0."
+            f"loss.features is {weights['features']:g} but there is no teacher to imitate: set it "
+            "to 0."
         )
     if weights["matching"] and config.matches < 1:
         raise InputError(
