@@ -420,6 +420,10 @@ def change(part, **values):
         (change("head", hooks=[0, 1]), "head.hooks (0, 1) must be four indices"),
         (change("head", layers=[8, 8, 8]), "head.layers (8, 8, 8)"),
         (change("decoder", depth=0), "decoder.depth is 0"),
+        (change("decoder", heads=0), "decoder.heads is 0; expected a positive number"),
+        (change("encoder", width="16"), "encoder.width is '16'"),
+        (change("head", layers=[8, 8, -8, 8.5]), "head.layers[2] is -8, head.layers[3] is 8.5"),
+        (change("encoder", mlp_ratio=float("nan")), "encoder.mlp_ratio is nan"),
     ],
 )
 def test_unusable_config_is_one_sentence(data, message):

@@ -123,6 +123,7 @@ class StereoConfig:
     def check(self) -> None:
         """Raises InputError for sizes that no network can have."""
         e, d, h = self.encoder, self.decoder, self.head
+        self._check_numbers()
         for part, c in (("encoder", e), ("decoder", d)):
             if c.width % (4 * c.heads):
                 raise InputError(
@@ -150,11 +151,28 @@ class StereoConfig:
                 f"{self.name}: head.hooks {self.hooks} must be four indices from 0 to the "
                 f"decoder's depth {d.depth}."
             )
-        if d.depth < 1 or len(h.layers) != 4:
+        if len(h.layers) != 4:
             raise InputError(
-                f"{self.name}: decoder.depth is {d.depth} and head.layers {h.layers}; the decoder "
-                "needs at least one block and the dense head four layer widths."
+                f"{self.name}: head.layers {h.layers} has {len(h.layers)} widths; the dense head "
+                "needs 4."
             )
+
+    def _check_numbers(self) -> None:
+        e, d, h = self.encoder, self.decoder, self.head
+        sizes: dict[str, Any] = {"head.width": h.width, "head.last": h.last, "head.desc": h.desc}
+        ratios: dict[str, Any] = {"head.desc_ratio": h.desc_ratio, "rope_base": self.rope_base}
+        for part, c in (("encoder", e), ("decoder", d)):
+            sizes |= {f"{part}.{k}": getattr(c, k) for k in ("width", "depth", "heads")}
+            ratios[f"{part}.mlp_ratio"] = c.mlp_ratio
+        for name, widths in (("encoder.stem", e.stem), ("head.layers", h.layers)):
+            sizes |= {f"{name}[{i}]": width for i, width in enumerate(widths)}
+        wrong = [f"{k} is {v!r}" for k, v in sizes.items() if type(v) is not int or v < 1]
+        numbers = (int, float)
+        wrong += [
+            f"{k} is {v!r}" for k, v in ratios.items() if type(v) not in numbers or not 0 < v < 1e9
+        ]
+        if wrong:
+            raise InputError(f"{self.name}: {', '.join(wrong)}; expected a positive number.")
 
 
 def _build(cls, values: Mapping[str, Any], where: str):
