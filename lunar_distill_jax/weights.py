@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -15,8 +15,9 @@ import numpy as np
 import safetensors
 
 from lunar_distill_jax.atomic import atomic_file
-from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.errors import InputError, raise_all
 from lunar_distill_jax.models.config import StereoConfig
+from lunar_distill_jax.models.fresh import parameter_shapes
 
 FORMAT = "lunar-distill-jax weights 1"
 ALIGN = 64  # bytes: from there XLA reads a mapped array without copying it
@@ -96,7 +97,8 @@ def read_weights(path: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, 
     """-> (config, params, meta); params are read-only windows on the file, read when used.
 
     Raises:
-      InputError: the file is absent, cut short, or not one of ours.
+      InputError: the file is absent, cut short, not one of ours, or its arrays are not those of the
+        architecture that its header describes; it lists every problem.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -120,7 +122,20 @@ def read_weights(path: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, 
             f"The header of {path} does not describe an architecture ({type(e).__name__}): write "
             "the file again."
         ) from e
+    _require_shapes(path, config, {name: array.shape for name, array in flat.items()})
     return config, flax.traverse_util.unflatten_dict(flat, sep="/"), meta
+
+
+def _require_shapes(path: pathlib.Path, config: StereoConfig, found: Mapping[str, tuple]) -> None:
+    want = parameter_shapes(config)
+    problems = [
+        f"{name} {shape}: "
+        + (f"expected the shape {want[name]}" if name in want else "the architecture has none")
+        for name, shape in found.items()
+        if want.get(name) != shape
+    ]
+    problems += [f"{name}: missing" for name in want if name not in found]
+    raise_all(problems, f"{path} does not hold the network that its header describes")
 
 
 def _map_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

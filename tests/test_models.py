@@ -420,9 +420,16 @@ def change(part, **values):
         (change("head", hooks=[0, 1]), "head.hooks (0, 1) must be four indices"),
         (change("head", layers=[8, 8, 8]), "head.layers (8, 8, 8)"),
         (change("decoder", depth=0), "decoder.depth is 0"),
-        (change("decoder", heads=0), "decoder.heads is 0; expected a positive number"),
+        (change("decoder", heads=0), "decoder.heads is 0, expected an integer from 1"),
+        (
+            change("encoder", depth=10**6),
+            "encoder.depth is 1000000, expected an integer from 1 to 256",
+        ),
         (change("encoder", width="16"), "encoder.width is '16'"),
-        (change("head", layers=[8, 8, -8, 8.5]), "head.layers[2] is -8, head.layers[3] is 8.5"),
+        (
+            change("head", layers=[8, 8, -8, 8.5]),
+            "expected an integer from 1 to 1048576; head.layers[3] is 8.5",
+        ),
         (change("encoder", mlp_ratio=float("nan")), "encoder.mlp_ratio is nan"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 
+import flax.traverse_util
 import jax
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tiny
 
 import lunar_distill_jax as ld
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.weights import FORMAT, read_weights
+from lunar_distill_jax.weights import FORMAT, read_weights, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,23 @@ def test_header_that_describes_no_network(architecture, message, tmp_path):
     path = tmp_path / "net.safetensors"
     safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, path, metadata=header)
     refused(path, message)
+
+
+def test_arrays_that_are_not_those_of_the_architecture(stereo, tmp_path):
+    """All problems at once, by name, with both shapes."""
+    flat = flax.traverse_util.flatten_dict(stereo.params, sep="/")
+    del flat["decoder/norm/bias"]
+    flat["encoder/norm/scale"] = np.zeros((4, 4), np.float32)
+    flat["classifier/kernel"] = np.zeros(3, np.float32)
+    path = tmp_path / "net.safetensors"
+    write_weights(path, stereo.config, flax.traverse_util.unflatten_dict(flat, sep="/"), {})
+    refused(
+        path,
+        "does not hold the network that its header describes (3 problems)",
+        "encoder/norm/scale (4, 4): expected the shape (16,)",
+        "classifier/kernel (3,): the architecture has none",
+        "decoder/norm/bias: missing",
+    )
 
 
 def test_missing_files_and_names(tmp_path):

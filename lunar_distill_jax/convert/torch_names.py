@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lunar_distill_jax.convert.torch_zip import shown
-from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.errors import raise_all
 
 
 class Layout(NamedTuple):
@@ -176,7 +176,7 @@ def from_torch(
         else:
             out[target] = tensor if line.axes is None else tensor.transpose(line.axes)
     problems += [f"{torch_name(t)}: missing" for t in want if t not in origin]
-    _raise(problems, f"{path} does not hold the network that it declares")
+    raise_all(problems, f"{path} does not hold the network that it declares")
     return out
 
 
@@ -213,7 +213,7 @@ def to_torch(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             continue
         line, torch = found
         out[torch] = array if line.axes is None else array.transpose(np.argsort(line.axes))
-    _raise(problems, "The PyTorch reference has no counterpart of")
+    raise_all(problems, "The PyTorch reference has no counterpart of")
     for name in [n for n in out if re.search(r"\.scratch\.layer[1-4]_rn\.", n)]:
         alias = re.sub(r"layer([1-4])_rn", lambda m: f"layer_rn.{int(m[1]) - 1}", name)
         out[alias] = out[name]
@@ -223,13 +223,3 @@ def to_torch(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _natural(name: str) -> list:
     """Sorts block 10 after block 9."""
     return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
-
-
-def _raise(problems: list[str], what: str) -> None:
-    if problems:
-        shown_here = problems[:40]
-        rest = f"; and {len(problems) - 40} more" if len(problems) > 40 else ""
-        raise InputError(
-            f"{what} ({len(problems)} problem{'s'[: len(problems) > 1]}): "
-            f"{'; '.join(shown_here)}{rest}."
-        )

@@ -11,6 +11,8 @@ from typing import Any
 
 from lunar_distill_jax.errors import InputError
 
+MAX_SIZE, MAX_DEPTH = 2**20, 256  # a damaged file must not ask for terabytes or hours
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
@@ -166,13 +168,19 @@ class StereoConfig:
             ratios[f"{part}.mlp_ratio"] = c.mlp_ratio
         for name, widths in (("encoder.stem", e.stem), ("head.layers", h.layers)):
             sizes |= {f"{name}[{i}]": width for i, width in enumerate(widths)}
-        wrong = [f"{k} is {v!r}" for k, v in sizes.items() if type(v) is not int or v < 1]
-        numbers = (int, float)
-        wrong += [
-            f"{k} is {v!r}" for k, v in ratios.items() if type(v) not in numbers or not 0 < v < 1e9
+        problems = [
+            f"{name} is {v!r}, expected an integer from 1 to {limit}"
+            for name, v in sizes.items()
+            for limit in [MAX_DEPTH if name.endswith("depth") else MAX_SIZE]
+            if type(v) is not int or not 1 <= v <= limit
         ]
-        if wrong:
-            raise InputError(f"{self.name}: {', '.join(wrong)}; expected a positive number.")
+        problems += [
+            f"{name} is {v!r}, expected a number above 0, at most {MAX_SIZE}"
+            for name, v in ratios.items()
+            if type(v) not in (int, float) or not 0 < v <= MAX_SIZE
+        ]
+        if problems:
+            raise InputError(f"{self.name}: {'; '.join(problems)}.")
 
 
 def _build(cls, values: Mapping[str, Any], where: str):

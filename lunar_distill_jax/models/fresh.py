@@ -7,6 +7,7 @@ network. Here each tensor has its own stream, seeded by its name, so values depe
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
 from typing import Any
@@ -22,6 +23,11 @@ from lunar_distill_jax.models.stereo import StereoNet
 
 def parameter_shapes(config: StereoConfig) -> dict[str, tuple[int, ...]]:
     """{name: shape} of every parameter, names joined by "/"; nothing is computed."""
+    return dict(_shapes(config))
+
+
+@functools.lru_cache(maxsize=64)  # it traces the whole network: seconds for the teacher
+def _shapes(config: StereoConfig) -> dict[str, tuple[int, ...]]:
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     tree = jax.eval_shape(StereoNet(config).init, jax.random.key(0), image, image)["params"]
     return {k: v.shape for k, v in flax.traverse_util.flatten_dict(tree, sep="/").items()}
