@@ -9,6 +9,7 @@ LAYERS = (
     ("errors",),
     ("types", "geometry", "progress"),
     ("atomic",),
+    ("twoview",),
     ("moon",),
     ("data",),
     ("models",),
@@ -81,7 +82,7 @@ def test_no_two_modules_import_each_other():
 
 
 def test_parsing_sees_what_is_imported():
-    assert {"data.images", "errors", "types"} <= {
+    assert {"data.frames", "data.pair_lists", "errors"} <= {
         m for m, _ in imported(MODULES["data.stereolunar"])
     }
     assert "api" in {m for m, _ in imported(MODULES["cli.train"])}  # inside a function

@@ -3,10 +3,11 @@
 import logging
 import pathlib
 import shutil
+import zipfile
 
 import numpy as np
-import OpenEXR
 import pytest
+from frame_files import K_FILE, H, W, write_depth, write_frame
 from PIL import Image
 
 from lunar_distill_jax import geometry
@@ -17,27 +18,6 @@ SAMPLES = pathlib.Path(__file__).parents[2] / "shared" / "samples" / "stereoluna
 needs_samples = pytest.mark.skipif(
     not SAMPLES.is_dir(), reason=f"the real sample frames are absent ({SAMPLES})"
 )
-H, W = 24, 32
-K_FILE = np.array([[40.0, 0, W / 2], [0, 40.0, H / 2], [0, 0, 1]], np.float32)
-
-
-def write_frame(folder, stem, *, seed=0, depth=None, K=K_FILE, pose=None, size=(H, W)):
-    """Writes one tiny frame; returns its depth [H, W]."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    grey = rng.integers(20, 255, size, dtype=np.uint8)
-    Image.fromarray(np.repeat(grey[..., None], 3, -1)).save(folder / f"{stem}.jpg", quality=95)
-    depth = rng.uniform(2e4, 4e4, size) if depth is None else depth
-    write_depth(folder / f"{stem}.exr", depth)
-    pose = np.eye(4) if pose is None else pose
-    np.savez(folder / f"{stem}.npz", intrinsics=K, cam2world=pose.astype(np.float32))
-    return depth
-
-
-def write_depth(path, depth, channel="Y"):
-    header = {"compression": OpenEXR.PIZ_COMPRESSION, "type": OpenEXR.scanlineimage}
-    with OpenEXR.File(header, {channel: depth.astype(np.float16)}) as file:
-        file.write(str(path))
 
 
 @pytest.fixture
@@ -135,7 +115,7 @@ def test_missing_camera_is_taken_from_the_frame_with_the_same_depth(folder, tmp_
 
 def test_conventions_of_a_loaded_pair(folder, tmp_path):
     depth = write_frame(folder, "im_00010", seed=5)
-    depth[0, :4] = [np.inf, -1, 0, np.nan]
+    depth[0, :4] = [np.inf, -1, 0, -np.inf]
     write_depth(folder / "im_00010.exr", depth)
     pair = load_first(tmp_path)
     assert pair.image.dtype == np.uint8 and pair.depth_m.dtype == np.float32
@@ -217,10 +197,19 @@ def test_real_frame_without_camera_is_repaired(tmp_path, caplog):
 # Bad input ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["absent", "file"])
-def test_root_must_be_a_folder(tmp_path, name):
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("absent", "does not exist: give a folder"),
+        ("file", "is a file, expected a folder: give"),
+        ("data.zip", "is a zip archive, expected a folder: unpack it"),
+    ],
+)
+def test_root_must_be_a_folder(tmp_path, name, message):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match=f"data folder .*{name} (does not exist|is a file): give"):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr("nadir/im_00000.jpg", b"")
+    with pytest.raises(InputError, match=f"data folder .*{name} {message}"):
         stereolunar.find_pairs(tmp_path / name)
 
 
@@ -228,6 +217,36 @@ def test_folder_without_pairs(tmp_path):
     (tmp_path / "preview.jpg").write_bytes(b"")
     with pytest.raises(InputError, match=r"holds no pairs \(found 0, expected frames such as"):
         stereolunar.find_pairs(tmp_path)
+
+
+def test_split_file_without_pairs(folder, tmp_path):
+    rows = np.zeros(0, "i4,i4,i4,f4")
+    np.savez(tmp_path / "split.npz", scenes=["nadir/paire1"], images=["im_00010"], pairs=rows)
+    with pytest.raises(InputError, match=r"split file .*split.npz lists no pairs \(found 0 rows"):
+        stereolunar.find_pairs(tmp_path)
+
+
+def test_rows_of_objects_are_read_without_running_them(folder, tmp_path):
+    rows = np.array([[np.int64(0), 0, 1, 0.5], [0, np.uint16(2), 3, 0.5]], object)
+    split = dict(scenes=["nadir/paire1"], images=[f"im_{n:05d}" for n in range(10, 14)])
+    np.savez(tmp_path / "split.npz", pairs=rows, **split, allow_pickle=True)
+    assert [ref.name[-17:] for ref in stereolunar.find_pairs(tmp_path)] == [
+        "im_00010-im_00011",
+        "im_00012-im_00013",
+    ]
+    rows[0, 0] = pathlib.Path("evil")
+    np.savez(tmp_path / "split.npz", pairs=rows, **split, allow_pickle=True)
+    with pytest.raises(InputError, match="split.npz is not a readable npz .*asks for pathlib"):
+        stereolunar.find_pairs(tmp_path)
+
+
+def test_pairs_that_cannot_be_used_are_left_out_on_request(folder, tmp_path):
+    (folder / "im_00010.jpg").unlink()
+    (folder / "im_00010.exr").unlink()
+    left_out = []
+    refs = stereolunar.find_pairs(tmp_path, on_error=left_out.append)
+    assert [ref.name for ref in refs] == ["nadir/paire1/im_00012-im_00013"]
+    assert len(left_out) == 1 and "im_00011 has no partner" in str(left_out[0])
 
 
 def test_frame_without_partner(folder, tmp_path):
@@ -280,6 +299,12 @@ def rename_channel(path):
     write_depth(path, np.ones((H, W)), channel="Z")
 
 
+def pierce_depth(path):
+    depth = np.ones((H, W))
+    depth[3, 4:6] = np.nan
+    write_depth(path, depth)
+
+
 def empty_depth(path):
     write_depth(path, np.full((H, W), np.inf))
 
@@ -303,6 +328,7 @@ def pickle(path):
         ("exr", truncate, r"im_00010.exr is cut short \(found \d+ bytes, expected at least \d+\)"),
         ("exr", lambda path: path.write_text("no"), "im_00010.exr .2 bytes. is not a readable EXR"),
         ("exr", rename_channel, r"im_00010.exr has the channels \['Z'\], expected 'Y'"),
+        ("exr", pierce_depth, r"im_00010.exr has 2 nan of 768 pixels"),
         ("exr", empty_depth, r"im_00010.exr has no valid pixel \(found 0 of 768"),
         ("exr", small_depth, "im_00010.jpg is 32x24 but its depth file im_00010.exr is 16x24"),
         ("npz", drop_key, r"im_00010.npz has no key 'cam2world' \(found \['intrinsics'\]"),
