@@ -1,6 +1,7 @@
 """Transformer layers of MASt3R: pre-norm blocks with rotary self- and cross-attention.
 
-Every LayerNorm has epsilon 1e-6 and every GELU is the exact one: both are visible in the outputs.
+Every LayerNorm of MASt3R has epsilon 1e-6 and every GELU is the exact one: both are visible in the
+outputs.
 `dtype` is the compute dtype; parameters, norms and softmax are float32.
 """
 
@@ -28,7 +29,7 @@ class Rope(NamedTuple):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + 1e-6) * scale + bias over the last axis, in float32 -> `dtype`.
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis, float32 -> `dtype`.
 
     nn.LayerNorm drifts twice as far from the reference in deep decoders: there XLA sums in sequence
     and takes its reciprocal root to 2.5 units in the last place. So here moments are products with
@@ -37,6 +38,7 @@ class LayerNorm(nn.Module):
     """
 
     dtype: Any = jnp.float32
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x):
@@ -50,7 +52,7 @@ class LayerNorm(nn.Module):
         x = x.astype(jnp.float32)
         x = x - mean(x)
         x = x - mean(x)
-        variance = mean(x * x) + 1e-6
+        variance = mean(x * x) + self.epsilon
         root = jax.lax.rsqrt(variance)
         root = root * (1.5 - 0.5 * variance * root * root)
         return (x * root * scale + bias).astype(self.dtype)
@@ -98,12 +100,13 @@ class CrossAttention(nn.Module):
 
     heads: int
     dtype: Any = jnp.float32
+    key_bias: bool = True
 
     @nn.compact
     def __call__(self, x, memory, rope: Rope, memory_rope: Rope):
         dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype)
         q = split_heads(dense(name="q")(x), self.heads)
-        k = split_heads(dense(name="k")(memory), self.heads)
+        k = split_heads(dense(use_bias=self.key_bias, name="k")(memory), self.heads)
         v = split_heads(dense(name="v")(memory), self.heads)
         return dense(name="proj")(merge_heads(attention(rope(q), memory_rope(k), v)))
 
