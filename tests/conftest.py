@@ -10,10 +10,20 @@ import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
-# Compiled programs are kept between tests and runs: most of the time of this suite is XLA's.
+# Most of the time of this suite is XLA's: it compiles without its costly passes (`optimized`
+# turns them on again) and keeps compiled programs between tests and runs.
+jax.config.update("jax_disable_most_optimizations", True)
 CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """XLA compiles as it does for users: for tests of numbers in their last digits."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

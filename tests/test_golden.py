@@ -26,6 +26,8 @@ from lunar_distill_jax.models.fresh import parameter_shapes
 from lunar_distill_jax.models.heads import prediction_from_raw
 from lunar_distill_jax.models.zoo import architecture
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "goldens"
 PART = pathlib.Path(__file__).parent / "goldens"
 MODEL_STRING = (

@@ -40,14 +40,6 @@ def get_config(**changes):
     return c
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """XLA's optimizations cost more than they save in fifteen steps of 32 pixels."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def pairs():
     return [tiny.plane_pair(i) for i in range(6)]
