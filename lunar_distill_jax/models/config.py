@@ -6,12 +6,13 @@ A config is written into each weight file as JSON, so the field names are a file
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from lunar_distill_jax.errors import InputError
-
-MAX_SIZE, MAX_DEPTH = 2**20, 256  # a damaged file must not ask for terabytes or hours
+from lunar_distill_jax.models.encoders.config import AdaptedEncoderConfig, adapted_from_dict
+from lunar_distill_jax.models.limits import build_dataclass, require_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,32 @@ class EncoderConfig:
     stem: tuple[int, ...] = ()
     grid: bool = False
 
+    @property
+    def reads_transposed(self) -> bool:
+        """Portrait images may be stored transposed in landscape arrays."""
+        return not self.stem and not self.grid
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def check(self, name: str) -> None:
+        """Raises InputError for sizes that no encoder can have; `name` is the network's."""
+        sizes = {f"encoder.{k}": getattr(self, k) for k in ("width", "depth", "heads")}
+        sizes |= {f"encoder.stem[{i}]": width for i, width in enumerate(self.stem)}
+        require_numbers(name, sizes, {"encoder.mlp_ratio": self.mlp_ratio})
+        require_rotary(name, "encoder", self)
+        if self.patch != 16:
+            raise InputError(
+                f"{name}: encoder.patch is {self.patch}; the dense head doubles the token grid "
+                "four times, so it needs 16."
+            )
+        if self.stem and 2 ** len(self.stem) != self.patch:
+            raise InputError(
+                f"{name}: encoder.stem {self.stem} has {len(self.stem)} widths; a patch of "
+                f"{self.patch} pixels needs {self.patch.bit_length() - 1}, one for each halving of "
+                "the resolution."
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
@@ -49,12 +76,15 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """The dense (DPT) point head and the local-feature head of one view.
+    """The dense point head and the local-feature head of one view.
 
-    width:       channels of the fusion pyramid (DPT's feature_dim)
-    layers:      channels of the four re-assembled token maps, fine to coarse
+    kind:        "dpt", MASt3R's fusion pyramid (Ranftl et al. 2021); or "catconv", a cheap head
+                 that concatenates the hooked token maps, and convolves at 1/16 and 1/4 resolution
+    shared:      one head serves both views
+    width:       channels of the fusion pyramid (DPT's feature_dim), or of the catconv's first map
+    layers:      channels of the pyramid's four re-assembled token maps, fine to coarse
     last:        channels before the output convolution
-    hooks:       which of the depth + 1 token maps feed the pyramid; () = [0, d*2//4, d*3//4, d]
+    hooks:       which of the depth + 1 token maps feed the head; () = [0, d*2//4, d*3//4, d]
     desc:        descriptor size
     desc_ratio:  hidden width of the local-feature MLP over its input width
     late_double: the last doubling of the resolution comes after the output convolutions, not
@@ -67,6 +97,8 @@ class HeadConfig:
                  plane.
     """
 
+    kind: str = "dpt"
+    shared: bool = False
     width: int = 256
     layers: tuple[int, int, int, int] = (96, 192, 384, 768)
     last: int = 128
@@ -90,7 +122,7 @@ class StereoConfig:
     """
 
     name: str = "mast3r"
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: EncoderConfig | AdaptedEncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     head: HeadConfig = HeadConfig()
     rope_base: float = 100.0
@@ -104,7 +136,8 @@ class StereoConfig:
         return self.head.hooks or (0, d * 2 // 4, d * 3 // 4, d)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(dataclasses.replace(self, encoder=EncoderConfig()))
+        return {**values, "encoder": self.encoder.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StereoConfig:
@@ -113,40 +146,42 @@ class StereoConfig:
         Raises:
           InputError: a key that no field has, or a size that cannot be built; it is named.
         """
-        parts = {"encoder": EncoderConfig, "decoder": DecoderConfig, "head": HeadConfig}
-        built = {
-            key: _build(parts[key], value, key) if key in parts else value
-            for key, value in values.items()
-        }
-        config = _build(cls, built, "architecture")
+        built = dict(values)
+        for key, part in (
+            ("encoder", EncoderConfig),
+            ("decoder", DecoderConfig),
+            ("head", HeadConfig),
+        ):
+            if key in values:
+                adapted = key == "encoder" and "model" in values[key]
+                make = adapted_from_dict if adapted else functools.partial(build_dataclass, part)
+                built[key] = make(values[key], key)
+        config = build_dataclass(cls, built, "architecture")
         config.check()
         return config
 
     def check(self) -> None:
         """Raises InputError for sizes that no network can have."""
-        e, d, h = self.encoder, self.decoder, self.head
-        self._check_numbers()
-        for part, c in (("encoder", e), ("decoder", d)):
-            if c.width % (4 * c.heads):
-                raise InputError(
-                    f"{self.name}: {part}.width {c.width} with {part}.heads {c.heads} gives heads "
-                    f"of {c.width / c.heads:g} channels; 2D rotary positions need a multiple of 4."
-                )
-        if e.patch != 16:
+        d, h = self.decoder, self.head
+        require_numbers(
+            self.name,
+            {
+                **{f"decoder.{k}": getattr(d, k) for k in ("width", "depth", "heads")},
+                **{f"head.{k}": getattr(h, k) for k in ("width", "last", "desc")},
+                **{f"head.layers[{i}]": width for i, width in enumerate(h.layers)},
+            },
+            {
+                "decoder.mlp_ratio": d.mlp_ratio,
+                "head.desc_ratio": h.desc_ratio,
+                "rope_base": self.rope_base,
+            },
+        )
+        require_rotary(self.name, "decoder", d)
+        self.encoder.check(self.name)
+        if self.landscape_only and not self.encoder.reads_transposed:
             raise InputError(
-                f"{self.name}: encoder.patch is {e.patch}; the dense head doubles the token grid "
-                "four times, so it needs 16."
-            )
-        if e.stem and 2 ** len(e.stem) != e.patch:
-            raise InputError(
-                f"{self.name}: encoder.stem {e.stem} has {len(e.stem)} widths; a patch of "
-                f"{e.patch} pixels needs {e.patch.bit_length() - 1}, one for each halving of the "
-                "resolution."
-            )
-        if self.landscape_only and (e.stem or e.grid):
-            raise InputError(
-                f"{self.name}: landscape_only needs a plain patch embedding, but encoder.stem is "
-                f"{e.stem} and encoder.grid {e.grid}: a stem cannot read an image on its side."
+                f"{self.name}: landscape_only needs MASt3R's plain patch embedding: another "
+                "encoder or a stem cannot read an image on its side."
             )
         if len(self.hooks) != 4 or not all(0 <= i <= d.depth for i in self.hooks):
             raise InputError(
@@ -158,36 +193,14 @@ class StereoConfig:
                 f"{self.name}: head.layers {h.layers} has {len(h.layers)} widths; the dense head "
                 "needs 4."
             )
-
-    def _check_numbers(self) -> None:
-        e, d, h = self.encoder, self.decoder, self.head
-        sizes: dict[str, Any] = {"head.width": h.width, "head.last": h.last, "head.desc": h.desc}
-        ratios: dict[str, Any] = {"head.desc_ratio": h.desc_ratio, "rope_base": self.rope_base}
-        for part, c in (("encoder", e), ("decoder", d)):
-            sizes |= {f"{part}.{k}": getattr(c, k) for k in ("width", "depth", "heads")}
-            ratios[f"{part}.mlp_ratio"] = c.mlp_ratio
-        for name, widths in (("encoder.stem", e.stem), ("head.layers", h.layers)):
-            sizes |= {f"{name}[{i}]": width for i, width in enumerate(widths)}
-        problems = [
-            f"{name} is {v!r}, expected an integer from 1 to {limit}"
-            for name, v in sizes.items()
-            for limit in [MAX_DEPTH if name.endswith("depth") else MAX_SIZE]
-            if type(v) is not int or not 1 <= v <= limit
-        ]
-        problems += [
-            f"{name} is {v!r}, expected a number above 0, at most {MAX_SIZE}"
-            for name, v in ratios.items()
-            if type(v) not in (int, float) or not 0 < v <= MAX_SIZE
-        ]
-        if problems:
-            raise InputError(f"{self.name}: {'; '.join(problems)}.")
+        if h.kind not in ("dpt", "catconv"):
+            raise InputError(f"{self.name}: head.kind is {h.kind!r}; choose from dpt, catconv.")
 
 
-def _build(cls, values: Mapping[str, Any], where: str):
-    known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - known)
-    if unknown:
+def require_rotary(name: str, part: str, c: EncoderConfig | DecoderConfig) -> None:
+    """Raises InputError unless rotary positions fit into the heads of a part of the network."""
+    if c.width % (4 * c.heads):
         raise InputError(
-            f"Unknown key {', '.join(unknown)} in {where}: it has {', '.join(sorted(known))}."
+            f"{name}: {part}.width {c.width} with {part}.heads {c.heads} gives heads of "
+            f"{c.width / c.heads:g} channels; 2D rotary positions need a multiple of 4."
         )
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
