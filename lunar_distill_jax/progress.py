@@ -10,7 +10,10 @@ import tqdm
 
 
 class Progress:
-    """Counts to `total`, as a context manager: a bar on a terminal, else a line every `seconds`."""
+    """Counts to `total`, as a context manager: a bar on a terminal, else a line every `seconds`.
+
+    What takes less than two seconds leaves no line.
+    """
 
     def __init__(self, total: int, label: str, *, done: int = 0, seconds: float = 10.0):
         self._total, self._label, self._done, self._seconds = total, label, done, seconds
@@ -29,7 +32,9 @@ class Progress:
     def __exit__(self, error, *_) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif error is None:  # else the error is what there is to say
+        elif (
+            error is None and time.monotonic() - self._start > 2
+        ):  # else: short, or an error to say
             self._line()
 
     def update(self, count: int = 1, values: Mapping[str, float] | None = None) -> None:

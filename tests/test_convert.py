@@ -1,8 +1,10 @@
 """Torch to ours and back, bit by bit; what is refused, and that nothing is written then."""
 
+import dataclasses
 import json
 import math
 import pathlib
+import re
 
 import flax.traverse_util
 import jax
@@ -75,7 +77,9 @@ def test_table_covers_the_whole_network_and_back(network, pth):
     config, params, meta = network_from_checkpoint(read_checkpoint(pth))
     assert config == TINY
     same_bits(flat(params), flat(network.params))
-    assert meta == {"source": "tiny.pth", "licence": LICENCE}
+    mapping = meta.pop("mapping")
+    assert meta == {"source": "tiny.pth", "licence": LICENCE, "training_size": "512x512"}
+    assert mapping == f"{len(flat(params))} tensors by name, 8 second names of them, 0 not used"
 
 
 def test_layouts_are_torch_s(network, pth):
@@ -156,7 +160,10 @@ def test_second_decoder_may_be_absent_and_leftovers_may_be_there(pth, tmp_path):
         tensors["prediction_head.weight"] = np.zeros((3, 3), np.float32)
         tensors["enc_blocks.0.attn.rope.cache"] = np.zeros(4, np.float32)
 
-    params = flat(network_from_checkpoint(read_checkpoint(changed(pth, tmp_path, change)))[1])
+    _, params, meta = network_from_checkpoint(read_checkpoint(changed(pth, tmp_path, change)))
+    params = flat(params)
+    assert "2 not used (prediction_head.weight, enc_blocks.0.attn.rope.cache)" in meta["mapping"]
+    assert meta["mapping"].endswith("; dec_blocks2 is a copy of dec_blocks")
     for name in params:
         if name.startswith("decoder/view2"):
             assert params[name].tobytes() == params[name.replace("view2", "view1")].tobytes()
@@ -236,13 +243,54 @@ def test_other_kinds_of_input_are_refused_in_one_sentence(pth, tmp_path, capsys)
 def test_networks_beyond_the_reference_do_not_go_to_torch(tmp_path, capsys):
     ld.save(ld.build("moonlet-student"), tmp_path / "student.safetensors")
     message = fail(tmp_path / "student.safetensors", tmp_path, capsys, "--to", "torch")
-    for name in ("encoder.stem", "encoder.grid", "head.plane", "head.desc_ratio"):
-        assert name in message
+    for field in ("no encoder.stem (16, 40, 64, 96)", "no encoder.grid True", "no head.plane True"):
+        assert field in message
+
+
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        ({"decoder": DecoderConfig(16, 2, 2, 1.0)}, "encoder.mlp_ratio 4.0 beside decoder.mlp_rat"),
+        ({"rope_base": 10.5}, "rope_base 10.5"),
+        ({"head": dataclasses.replace(TINY.head, hooks=(0, 1, 1, 1))}, "head.hooks (0, 1, 1, 1)"),
+        ({"head": dataclasses.replace(TINY.head, desc_ratio=0.5)}, "head.desc_ratio 0.5"),
+    ],
+)
+def test_every_field_beyond_the_reference_is_named(change, field):
+    with pytest.raises(InputError, match=re.escape(field)):
+        reference_arguments(dataclasses.replace(TINY, **change))
+
+
+def test_students_that_the_reference_can_express_go_there_and_back(tmp_path, capsys):
+    """Narrow, shallow, one mlp_ratio of 1: decoder and heads have the reference's names."""
+    head = dataclasses.replace(TINY.head, hooks=(0, 1, 1, 2), two_confs=False)
+    student = ld.build(
+        dataclasses.replace(
+            TINY,
+            encoder=EncoderConfig(16, 1, 2, 1.0),
+            decoder=DecoderConfig(16, 2, 2, 1.0),
+            head=head,
+            keep_unused=False,
+        )
+    )
+    meta = {"licence": "mine", "training_size": "96x128"}
+    ld.save(student.replace(meta=meta), tmp_path / "student.safetensors")
+    source, target = str(tmp_path / "student.safetensors"), tmp_path / "back.pth"
+    assert cli.main(["convert", source, str(target), "--to", "torch"]) == 0
+    assert "decoder.depth is 2, and the public PyTorch code asserts" in capsys.readouterr().out
+    checkpoint = read_checkpoint(target)
+    assert checkpoint.model_string is not None and "mlp_ratio=1.0" in checkpoint.model_string
+    assert "img_size=(96, 128)" in checkpoint.model_string
+    assert checkpoint.args["licence"] == "mine"
+    assert checkpoint.tensors["dec_blocks2.1.mlp.fc1.weight"].shape == (16, 16)
+    config, params, again = network_from_checkpoint(checkpoint)
+    assert config == dataclasses.replace(
+        student.config, head=dataclasses.replace(head, hooks=()), name="mast3r"
+    )
+    assert again["training_size"] == "96x128"
+    same_bits(flat(params), flat(student.params))
 
 
 def test_the_teacher_s_arguments_are_the_released_ones():
-    config = architecture("mast3r")
-    text = format_model_string(reference_arguments(config))
+    text = format_model_string(reference_arguments(architecture("mast3r")))
     assert "output_mode='pts3d+desc24'" in text and "depth_mode=('exp', -inf, inf)" in text
-    with pytest.raises(InputError, match="one ratio"):
-        reference_arguments(StereoConfig(decoder=DecoderConfig(mlp_ratio=1.0)))

@@ -25,6 +25,7 @@ from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.weights import add_meta, write_weights
 
 CHECK_SIZE = (32, 48)
+CHUNK = 2**24  # bytes
 EXAMPLE = """\
 examples:
   lunar-distill convert MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric.pth teacher.safetensors
@@ -57,8 +58,9 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"{target} exists already: give a new name, or delete it first.")
     if args.to == "ours" and target.suffix != ".safetensors":
         raise InputError(f"DST is {target}: a weight file of ours ends in .safetensors.")
-    if source.is_file():
-        require_checksums(source)
+    if source.is_file() and source.suffix in (".pth", ".pt"):
+        with Progress(source.stat().st_size, "checking bytes") as progress:
+            require_checksums(source, progress.update)
     (to_torch if args.to == "torch" else to_ours)(source, target)
 
 
@@ -68,16 +70,17 @@ def to_ours(source: pathlib.Path, target: pathlib.Path) -> None:
     if "source_sha256" not in meta and source.exists():  # else it is one of ours, and says it
         meta = {**meta, "source_sha256": _sha256(source)}
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    summary = _summary(flat)
+    summary = _summary(flat, meta)
     with atomic_file(target) as part:
         with _progress(flat, "writing") as progress:
             write_weights(part, config, params, meta, progress.update)
         del params, flat  # lets go of the mapped source: the check then maps only the new file
-        digest = self_check(ld.load(part))
+        with Progress(1, "self-check runs") as progress:
+            digest = self_check(ld.load(part))
+            progress.update()
         add_meta(part, "self_check", digest)
-    print(
-        f"{summary}\nSelf-check: output sha256 {digest}\nLicence: {meta.get('licence', 'unknown')}"
-    )
+    print(f"{summary}\nSelf-check: output sha256 {digest}")
+    print(f"Licence: {meta.get('licence', 'unknown')}")
     print(f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB).")
 
 
@@ -85,7 +88,7 @@ def to_torch(source: pathlib.Path, target: pathlib.Path) -> None:
     """Writes the layout of released files (.pth), or else a Hugging Face folder."""
     config, params, meta = ld.read_network(source)
     tensors = checkpoint_tensors(config, params)
-    arguments = reference_arguments(config)
+    arguments = reference_arguments(config, meta.get("training_size", "512x512"))
     notes = {k: meta[k] for k in ("licence", "source", "source_sha256") if k in meta}
     with _progress(tensors, "writing") as progress:
         if target.suffix in (".pth", ".pt"):
@@ -93,7 +96,12 @@ def to_torch(source: pathlib.Path, target: pathlib.Path) -> None:
             write_pth(target, tensors, {"model": model, **notes}, progress.update)
         else:
             write_hugging_face(target, tensors, arguments, notes, progress.update)
-    print(_summary(flax.traverse_util.flatten_dict(params, sep="/")))
+    print(_summary(flax.traverse_util.flatten_dict(params, sep="/"), {}))
+    if config.decoder.depth <= 9:
+        print(
+            f"Note: decoder.depth is {config.decoder.depth}, and the public PyTorch code asserts "
+            "more than 9 in its head factory: without that line it loads this file."
+        )
     print(f"Licence: {notes.get('licence', 'unknown')}\nWrote {target}.")
 
 
@@ -131,16 +139,20 @@ def _sha256(source: pathlib.Path) -> str:
     """Of the file with the weights; a folder is one of Hugging Face's or a finished training."""
     names = ("model.safetensors", "student.safetensors")
     path = next((source / name for name in names if (source / name).is_file()), source)
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb") as file, Progress(path.stat().st_size, "hashing bytes") as progress:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+            progress.update(len(piece))
+    return digest.hexdigest()
 
 
 def _progress(arrays: Mapping[str, np.ndarray], label: str) -> contextlib.AbstractContextManager:
     return Progress(sum(a.nbytes for a in arrays.values()), f"{label} bytes")
 
 
-def _summary(flat: Mapping[str, np.ndarray]) -> str:
-    """One line for each part of the network: its tensors and numbers."""
+def _summary(flat: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> str:
+    """One line for each part of the network: its tensors and numbers; then the other names."""
     tensors: Counter[str] = Counter()
     numbers: Counter[str] = Counter()
     for name, array in flat.items():
@@ -149,4 +161,5 @@ def _summary(flat: Mapping[str, np.ndarray]) -> str:
     rows = [f"  {part:15s} {tensors[part]:5d} tensors {numbers[part]:13,d}" for part in tensors]
     total = f"  {'all':15s} {tensors.total():5d} tensors {numbers.total():13,d}"
     types = ", ".join(sorted({str(a.dtype) for a in flat.values()}))
-    return "\n".join([f"Mapped ({types}):", *rows, total])
+    lines = [f"Mapped ({types}):", *rows, total]
+    return "\n".join([*lines, f"From the file: {meta['mapping']}."] if "mapping" in meta else lines)

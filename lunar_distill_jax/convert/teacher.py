@@ -13,7 +13,7 @@ import numpy as np
 
 from lunar_distill_jax.convert.model_string import architecture_arguments
 from lunar_distill_jax.convert.torch_file import Checkpoint
-from lunar_distill_jax.convert.torch_names import from_torch, to_torch, without_aliases
+from lunar_distill_jax.convert.torch_names import from_torch, own_names, to_torch
 from lunar_distill_jax.convert.torch_zip import shown
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.config import (
@@ -48,16 +48,22 @@ def network_from_checkpoint(checkpoint: Checkpoint) -> tuple[StereoConfig, Any, 
     Raises:
       InputError: an option that this network does not have, or tensors that do not fit the options.
     """
-    tensors, _ = without_aliases(checkpoint.tensors)
+    named = own_names(checkpoint.tensors)
     try:
-        config = config_from_arguments(architecture_arguments(checkpoint), tensors)
+        arguments = architecture_arguments(checkpoint)
+        config = config_from_arguments(arguments, named.tensors)
         config = _as_released(config, checkpoint)
         config.check()
     except InputError as e:
         prefix = f"{checkpoint.path}: "
         raise InputError(prefix + str(e).removeprefix(prefix)) from e
-    flat = from_torch(checkpoint.tensors, parameter_shapes(config), checkpoint.path)
-    meta = {"source": checkpoint.path.name, "licence": LICENCE}
+    flat = from_torch(named, parameter_shapes(config), checkpoint.path)
+    meta = {
+        "source": checkpoint.path.name,
+        "licence": LICENCE,
+        "training_size": "x".join(map(str, arguments["img_size"])),
+        "mapping": named.summary(),
+    }
     return config, flax.traverse_util.unflatten_dict(flat, sep="/"), meta
 
 
@@ -134,25 +140,22 @@ def _head_sizes(tensors: Mapping[str, np.ndarray], desc: int, two_confs: bool) -
     )
 
 
-def reference_arguments(config: StereoConfig) -> dict[str, Any]:
+def reference_arguments(config: StereoConfig, training_size: str = "512x512") -> dict[str, Any]:
     """The keyword arguments with which the reference builds the same network.
 
     The dense head's sizes have no argument: the reference has one size, which the tensors must fit.
+    training_size: "HxW" as in the meta of a converted file; it shapes no tensor
 
     Raises:
-      InputError: the two mlp_ratios differ, or the rotary base is no integer.
+      InputError: fields that the reference's class cannot express; it names all of them.
     """
-    ratios = (config.encoder.mlp_ratio, config.decoder.mlp_ratio)
-    if ratios[0] != ratios[1] or config.rope_base % 1:
-        raise InputError(
-            f"{config.name} has the mlp_ratios {ratios} and rope_base {config.rope_base}: the "
-            "PyTorch reference has one ratio and an integer base."
-        )
+    _require_expressible(config)
+    size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", training_size)
     wiring = _WIRINGS[config.landscape_only]
     arguments = {
         "pos_embed": f"RoPE{config.rope_base:.0f}",
         "patch_embed_cls": wiring,
-        "img_size": (512, 512),
+        "img_size": (int(size[1]), int(size[2])) if size else (512, 512),
         "head_type": _FIXED["head_type"],
         "output_mode": f"pts3d+desc{config.head.desc}",
         "depth_mode": _FIXED["depth_mode"],
@@ -173,27 +176,40 @@ def reference_arguments(config: StereoConfig) -> dict[str, Any]:
     return arguments
 
 
+def _require_expressible(config: StereoConfig) -> None:
+    """Every field that the table and the arguments do not carry over must be the reference's."""
+    free = {"head": ("width", "layers", "last", "desc", "two_confs", "hooks")}
+    free |= {part: ("width", "depth", "heads", "mlp_ratio") for part in ("encoder", "decoder")}
+    teacher = StereoConfig()
+    other = [
+        f"{part}.{field.name} {value}"
+        for part, sizes in free.items()
+        for field in dataclasses.fields(getattr(teacher, part))
+        if field.name not in sizes
+        and (value := getattr(getattr(config, part), field.name))
+        != getattr(getattr(teacher, part), field.name)
+    ]
+    default = dataclasses.replace(config, head=dataclasses.replace(config.head, hooks=()))
+    if config.hooks != default.hooks:
+        other.append(f"head.hooks {config.hooks}")
+    if config.encoder.mlp_ratio != config.decoder.mlp_ratio:
+        ratios = f"{config.encoder.mlp_ratio} beside decoder.mlp_ratio {config.decoder.mlp_ratio}"
+        other.append(f"encoder.mlp_ratio {ratios}")
+    if config.rope_base % 1:
+        other.append(f"rope_base {config.rope_base}")
+    if other:
+        raise InputError(
+            f"{config.name} cannot go to PyTorch, because the reference's class has no "
+            f"{', no '.join(other)}: keep it in our own format."
+        )
+
+
 def checkpoint_tensors(config: StereoConfig, params: Any) -> dict[str, np.ndarray]:
     """Returns {torch name: array} of a network, as the reference code loads it.
 
     Raises:
       InputError: the network has parts or wiring that the reference does not have.
     """
-    # Every field that the table and the arguments do not carry over must be the reference's.
-    free = {"head": ("width", "layers", "last", "desc", "two_confs")}
-    free |= {part: ("width", "depth", "heads", "mlp_ratio") for part in ("encoder", "decoder")}
-    teacher = StereoConfig()
-    other = [
-        f"{part}.{field.name}"
-        for part, sizes in free.items()
-        for field in dataclasses.fields(getattr(teacher, part))
-        if field.name not in sizes
-        and getattr(getattr(config, part), field.name)
-        != getattr(getattr(teacher, part), field.name)
-    ]
-    if other:
-        raise InputError(
-            f"{config.name} cannot go to PyTorch: the reference has no {', '.join(other)}."
-        )
+    _require_expressible(config)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     return to_torch({name: np.asarray(array) for name, array in flat.items()})

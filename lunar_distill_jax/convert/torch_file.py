@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -119,8 +119,12 @@ def require_full_checkpoint(names: Iterable[str], path: str | os.PathLike) -> No
         )
 
 
-def require_checksums(path: str | os.PathLike) -> None:
+def require_checksums(
+    path: str | os.PathLike, read: Callable[[int], object] = lambda size: None
+) -> None:
     """Reads the whole of a `.pth` and compares each member with its CRC-32; other files have none.
+
+    read: called with the number of bytes after each piece
 
     Raises:
       InputError: the bytes of a member have changed since it was written.
@@ -128,8 +132,10 @@ def require_checksums(path: str | os.PathLike) -> None:
     with refusals_name(path):
         data = map_file(path)
         if bytes(data[:4]) == b"PK\x03\x04":
-            for name, entry in read_entries(data).items():
-                require_checksum(name, entry, data)
+            entries = read_entries(data)
+            read(len(data) - sum(entry.size for entry in entries.values()))  # names and padding
+            for name, entry in entries.items():
+                require_checksum(name, entry, data, read)
 
 
 def _what_it_is(data: np.ndarray) -> str:

@@ -123,23 +123,47 @@ def _lines():
 LINES = _lines()
 
 
-def without_aliases(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """-> (tensors by their own names, problems); an absent second decoder is the first's copy."""
-    own, problems = {}, []
+class Named(NamedTuple):
+    """A checkpoint's tensors by the reference's own names, and what became of the other names."""
+
+    tensors: dict[str, np.ndarray]
+    aliases: list[str]  # second names, of equal values
+    unused: list[str]  # dropped by name
+    copied: bool  # dec_blocks2 was absent, and is dec_blocks
+    problems: list[str]
+
+    def summary(self) -> str:
+        """One line: what of the file was taken, and how."""
+        parts = [
+            f"{len(self.tensors)} tensors by name",
+            f"{len(self.aliases)} second names of them",
+        ]
+        names = f" ({', '.join(shown(n) for n in self.unused[:8])})" if self.unused else ""
+        parts.append(f"{len(self.unused)} not used{names}")
+        return ", ".join(parts) + ("; dec_blocks2 is a copy of dec_blocks" if self.copied else "")
+
+
+def own_names(tensors: Mapping[str, np.ndarray]) -> Named:
+    """Sorts out second names and leftovers; an absent second decoder becomes the first's copy."""
+    out = Named({}, [], [], not any(n.startswith("dec_blocks2.") for n in tensors), [])
     for name, tensor in tensors.items():
         hits = [target(m) for pattern, target in ALIASES if (m := re.fullmatch(pattern, name))]
         target = hits[0] if hits else name
         if any(re.fullmatch(pattern, name) for pattern in UNUSED):
-            continue
-        if hits and target in tensors:
+            out.unused.append(name)
+        elif hits and target in tensors:
+            out.aliases.append(name)
             if not _same_values(tensor, tensors[target]):
-                problems.append(f"{shown(name)} is another name of {target} but has other values")
-            continue
-        own[target] = tensor
-    if not any(name.startswith("dec_blocks2.") for name in own):
-        first = [name for name in own if name.startswith("dec_blocks.")]
-        own |= {name.replace("dec_blocks.", "dec_blocks2.", 1): own[name] for name in first}
-    return own, problems
+                out.problems.append(
+                    f"{shown(name)} is another name of {target} but has other values"
+                )
+        else:
+            out.tensors[target] = tensor
+    if out.copied:
+        first = [name for name in out.tensors if name.startswith("dec_blocks.")]
+        for name in first:
+            out.tensors[name.replace("dec_blocks.", "dec_blocks2.", 1)] = out.tensors[name]
+    return out
 
 
 def _same_values(a: np.ndarray, b: np.ndarray) -> bool:
@@ -150,17 +174,17 @@ def _same_values(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def from_torch(
-    tensors: Mapping[str, np.ndarray], want: Mapping[str, tuple[int, ...]], path: object
+    named: Named, want: Mapping[str, tuple[int, ...]], path: object
 ) -> dict[str, np.ndarray]:
     """Returns {our name: view of the tensor in our layout}; names and shapes are those of `want`.
 
     Raises:
       InputError: names or shapes do not fit; it lists every problem, and names the file `path`.
     """
-    tensors, problems = without_aliases(tensors)
+    problems = list(named.problems)
     out: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in named.tensors.items():
         hits = [(line, m) for line in LINES if (m := line.torch.fullmatch(name))]
         label = f"{shown(name)} {tensor.shape}"
         if len(hits) != 1:

@@ -9,7 +9,7 @@ import os
 import pathlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from lunar_distill_jax.errors import InputError
 
 MAX_ENTRIES = 200_000  # a teacher with its optimizer has 4,000
 MAX_DIRECTORY = 2**26  # bytes
+CHUNK = 2**24  # bytes between two reports of progress
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 _END64, _LOCATOR64 = b"PK\x06\x06", b"PK\x06\x07"
 _ABSENT32 = 0xFFFFFFFF  # "look into the zip64 extra field"
@@ -91,9 +92,18 @@ def read_entries(data: np.ndarray) -> dict[str, Entry]:
     return entries
 
 
-def require_checksum(name: str, entry: Entry, data: np.ndarray) -> None:
-    """Raises `Refusal` if a member's bytes do not have the CRC-32 that the archive declares."""
-    found = zlib.crc32(data[entry.start : entry.start + entry.size].data)
+def require_checksum(
+    name: str, entry: Entry, data: np.ndarray, read: Callable[[int], object] = lambda size: None
+) -> None:
+    """Raises `Refusal` if a member's bytes do not have the CRC-32 that the archive declares.
+
+    read: called with the number of bytes after each piece
+    """
+    found, end = 0, entry.start + entry.size
+    for start in range(entry.start, end, CHUNK):
+        piece = data[start : min(start + CHUNK, end)]
+        found = zlib.crc32(piece.data, found)
+        read(len(piece))
     if entry.crc32 and found != entry.crc32:
         raise Refusal(
             f"is damaged: the checksum of its member {name[:80]!r} is wrong; download it again."
