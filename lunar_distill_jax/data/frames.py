@@ -102,13 +102,13 @@ def load_pair(ref: PairRef, size: int | tuple[int, int] | None = None) -> Stereo
     if size is not None:
         new = (size, size) if isinstance(size, int) else size
         views = [resize_frame(view, new) for view in views]
-    return make_pair(ref, views)
+    return make_pair(ref.name, ref.geometry, ref.trajectory, views)
 
 
-def make_pair(ref: PairRef, views: list[Frame]) -> StereoPair:
-    """Two frames of one size, named as `ref`."""
+def make_pair(name: str, geometry: str, trajectory: str, views: list[Frame]) -> StereoPair:
+    """Two frames of one size as a pair."""
     fields = (np.stack(a) for a in zip(*map(_fields, views), strict=True))
-    return StereoPair(ref.name, ref.geometry, ref.trajectory, *fields)
+    return StereoPair(name, geometry, trajectory, *fields)
 
 
 def _fields(frame: Frame) -> tuple[np.ndarray, ...]:

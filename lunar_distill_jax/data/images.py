@@ -48,12 +48,15 @@ def read_image(path: pathlib.Path) -> np.ndarray:
 
 
 def read_depth(path: pathlib.Path) -> np.ndarray:
-    """Reads channel "Y" of an EXR: z-depth in metres, float32 [H, W]; HALF overflow stays inf.
+    """Reads channel "Y" of an EXR, or an .npy: z-depth in metres, float32 [H, W]; HALF overflow
+    stays inf.
 
     Raises:
-      InputError: the file is missing, cut short, not an EXR, or has no channel "Y".
+      InputError: the file is missing, cut short, not of its kind, or has no channel "Y".
     """
     _require_file(path, "depth file")
+    if path.suffix == ".npy":
+        return _read_npy_depth(path)
     data = path.read_bytes()
     # OpenEXR prints to the terminal when pixels are missing, so we look first.
     if len(data) < (needed := _exr_bytes_needed(data)):
@@ -75,6 +78,22 @@ def read_depth(path: pathlib.Path) -> np.ndarray:
             "z-depth in metres as one channel of that name."
         )
     return np.asarray(channels["Y"], np.float32)
+
+
+def _read_npy_depth(path: pathlib.Path) -> np.ndarray:
+    try:
+        depth = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise InputError(
+            f"The depth file {path} is not a readable npy ({_one_line(e)}): copy it again from its "
+            "source."
+        ) from e
+    if depth.ndim != 2 or depth.dtype.kind not in "fiu":
+        raise InputError(
+            f"The depth file {path} is {depth.dtype} {list(depth.shape)}, expected numbers "
+            "[H, W]: write the z-depth in metres."
+        )
+    return depth.astype(np.float32)
 
 
 def _exr_bytes_needed(data: bytes) -> int:

@@ -1,17 +1,86 @@
-"""Where pairs come from: a folder in StereoLunar's format, or the synthetic Moon."""
+"""Where pairs come from: a folder in one of the formats we read, or the synthetic Moon."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from lunar_distill_jax.data import stereolunar
+from lunar_distill_jax.data import frames, mast3r_folder, plain_folder, splits, stereolunar
+from lunar_distill_jax.data.frames import PairRef
 from lunar_distill_jax.data.synthetic import synthetic_pairs
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.types import StereoPair
 
 SYNTHETIC = "synthetic"
+TFDS_FILE = "dataset_info.json"
+
+
+def find_pairs(
+    root: str | os.PathLike,
+    split: str | None = None,
+    *,
+    on_error: Callable[[InputError], None] | None = None,
+) -> list[PairRef]:
+    """Lists the pairs of a folder, whatever its format.
+
+    A folder with pairs.txt is read by `plain_folder`, one with a *_pairs.npz or *_pairs.npy by
+    `mast3r_folder`, any other by `stereolunar`.
+
+    Args: see those; `split` names a split file (StereoLunar) or "train", "val", "test" (MASt3R)
+
+    Raises:
+      InputError: the folder or a pair cannot be used.
+    """
+    root = frames.require_folder(root)
+    if (root / plain_folder.LIST).is_file():
+        if split is not None:
+            raise InputError(f"The pairs of {root} have no splits, found {split!r}: give none.")
+        return plain_folder.find_pairs(root, on_error=on_error)
+    if mast3r_folder.pair_list(root):
+        return mast3r_folder.find_pairs(root, split, on_error=on_error)
+    return stereolunar.find_pairs(root, split, on_error=on_error)
+
+
+class PairFiles(Sequence[StereoPair]):
+    """Pairs on disk, each read when it is asked for; grain reads it as a random-access source."""
+
+    def __init__(self, refs: Sequence[PairRef], size: int | tuple[int, int] | None = None):
+        self.refs, self._size = tuple(refs), size
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def __getitem__(self, index):  # type: ignore[override]  # of a slice, too
+        if isinstance(index, slice):
+            return PairFiles(self.refs[index], self._size)
+        return frames.load_pair(self.refs[index], self._size)
+
+
+def open_folder(
+    root: str | os.PathLike,
+    *,
+    split: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    lighting: str = "same",
+) -> Sequence[StereoPair]:
+    """The pairs of a folder as a random-access sequence; nothing but their names is read yet.
+
+    Args:
+      root: a folder in a format of `find_pairs`, or a data set that `stereolunar_tfds` prepared
+      split: as for `find_pairs`; "train" or "test" of a prepared data set, by default "train"
+      size: None keeps the frames' own; n or (height, width) resamples them
+      lighting: "same", "cross" or "all" (`splits.relight`)
+
+    Raises:
+      InputError: the folder cannot be used.
+    """
+    root = pathlib.Path(root)
+    if (root / TFDS_FILE).is_file():
+        from lunar_distill_jax.data import stereolunar_tfds  # here: seconds to import
+
+        return stereolunar_tfds.PreparedPairs(root, split or "train", size=size, lighting=lighting)
+    return PairFiles(splits.relight(find_pairs(root, split), lighting), size)
 
 
 def open_pairs(
@@ -34,5 +103,5 @@ def open_pairs(
         if seed < 0:
             raise InputError(f"The seed of the synthetic scenes is {seed}: give 0 or more.")
         return geometries, synthetic_pairs(seed, geometries, size)
-    refs = stereolunar.find_pairs(pathlib.Path(source))
-    return len(refs), (stereolunar.load_pair(ref, size) for ref in refs)
+    pairs = open_folder(source, size=size)
+    return len(pairs), iter(pairs)

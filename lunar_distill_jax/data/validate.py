@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lunar_distill_jax.data import frames, images, stereolunar
+from lunar_distill_jax.data import frames, images, source, stereolunar
 from lunar_distill_jax.data.frames import Frame, FrameFiles, PairRef
 from lunar_distill_jax.data.reprojection import Agreement, agreement
 from lunar_distill_jax.errors import InputError
@@ -72,11 +72,11 @@ def list_pairs(
     """
     root = frames.require_folder(root)
     refused: list[InputError] = []
-    splits = [path.name for path in stereolunar.split_files(root)] if split is None else [split]
+    names = [path.name for path in stereolunar.split_files(root)] if split is None else [split]
     refs = [
         ref
-        for name in splits or [None]
-        for ref in stereolunar.find_pairs(root, name, on_error=refused.append)
+        for name in names or [None]
+        for ref in source.find_pairs(root, name, on_error=refused.append)
     ]
     return refs, refused
 
@@ -180,7 +180,7 @@ def _compare(ref: PairRef, views: list[Frame], agreements: dict[str, Agreement])
     with_truth = all(files.depth and files.camera for files in ref.frames)
     if ref.geometry in agreements or not with_truth:
         return []
-    pair = frames.make_pair(ref, views)
+    pair = frames.make_pair(ref.name, ref.geometry, ref.trajectory, views)
     seen = agreement(pair)
     if seen.overlap > 0:
         agreements[ref.geometry] = seen
