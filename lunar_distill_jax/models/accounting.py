@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -41,10 +42,11 @@ def parameter_counts(config: StereoConfig) -> dict[str, int]:
 def mac_counts(config: StereoConfig, height: int, width: int) -> dict[str, int]:
     """{part: MACs} of one forward pass over one pair of height x width; nothing is computed."""
     image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-    net = StereoNet(config)
-    params = jax.eval_shape(net.init, jax.random.key(0), image, image)
+    shapes = parameter_shapes(config).items()
+    flat = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes}
+    params = {"params": flax.traverse_util.unflatten_dict(flat, sep="/")}
     counts: Counter[str] = Counter()
-    _count(jax.make_jaxpr(net.apply)(params, image, image).jaxpr, 1, "", counts)
+    _count(jax.make_jaxpr(StereoNet(config).apply)(params, image, image).jaxpr, 1, "", counts)
     return dict(counts)
 
 
