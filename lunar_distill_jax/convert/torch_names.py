@@ -7,7 +7,7 @@ named, never guessed from a shape: a square matrix looks the same transposed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +102,7 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(template)))
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
     """A rule for one parameter, ready to match in either direction."""
 
     torch: re.Pattern
@@ -112,15 +112,16 @@ class _Line(NamedTuple):
     axes: tuple[int, ...] | None  # None: as it is
 
 
-def _lines():
-    pairs = [(t, o, None) for t, o in BARE.items()]
-    for rule in RULES:
+def lines_of(rules: Iterable[Rule], bare: Mapping[str, str]) -> tuple[Line, ...]:
+    """A table's lines: weight and bias of each module, and the `bare` parameters as they are."""
+    pairs: list[tuple] = [(t, o, None) for t, o in bare.items()]
+    for rule in rules:
         pairs.append((f"{rule.torch}.weight", f"{rule.ours}/{rule.layout.name}", rule.layout.axes))
         pairs.append((f"{rule.torch}.bias", f"{rule.ours}/bias", (0,)))
-    return tuple(_Line(_pattern(t), _pattern(o), t, o, axes) for t, o, axes in pairs)
+    return tuple(Line(_pattern(t), _pattern(o), t, o, axes) for t, o, axes in pairs)
 
 
-LINES = _lines()
+LINES = lines_of(RULES, BARE)
 
 
 class Named(NamedTuple):
@@ -181,11 +182,22 @@ def from_torch(
     Raises:
       InputError: names or shapes do not fit; it lists every problem, and names the file `path`.
     """
-    problems = list(named.problems)
+    return by_table(named.tensors, LINES, want, path, named.problems)
+
+
+def by_table(
+    tensors: Mapping[str, np.ndarray],
+    lines: Sequence[Line],
+    want: Mapping[str, tuple[int, ...]],
+    path: object,
+    problems: Iterable[str] = (),
+) -> dict[str, np.ndarray]:
+    """`from_torch` by any table; `problems` are those that are known already."""
+    problems = list(problems)
     out: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
-    for name, tensor in named.tensors.items():
-        hits = [(line, m) for line in LINES if (m := line.torch.fullmatch(name))]
+    for name, tensor in tensors.items():
+        hits = [(line, m) for line in lines if (m := line.torch.fullmatch(name))]
         label = f"{shown(name)} {tensor.shape}"
         if len(hits) != 1:
             problems.append(f"{label}: {len(hits) or 'no'} rules match this name")
@@ -199,7 +211,7 @@ def from_torch(
             problems.append(f"{label}: expected the shape {shape}")
         else:
             out[target] = tensor if line.axes is None else tensor.transpose(line.axes)
-    problems += [f"{torch_name(t)}: missing" for t in want if t not in origin]
+    problems += [f"{torch_name(t, lines)}: missing" for t in want if t not in origin]
     raise_all(problems, f"{path} does not hold the network that it declares")
     return out
 
@@ -209,17 +221,17 @@ def torch_shape(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[i
     return shape if axes is None else tuple(shape[i] for i in np.argsort(axes))
 
 
-def _line_of(name: str) -> tuple[_Line, str] | None:
+def _line_of(name: str, lines: Sequence[Line] = LINES) -> tuple[Line, str] | None:
     """-> (rule, torch name) of one of our names, or None where the reference has no such thing."""
-    for line in LINES:
+    for line in lines:
         if match := line.ours.fullmatch(name):
             return line, line.torch_template.format(**match.groupdict())
     return None
 
 
-def torch_name(name: str) -> str:
+def torch_name(name: str, lines: Sequence[Line] = LINES) -> str:
     """The reference's name of our parameter; ours where it has none."""
-    found = _line_of(name)
+    found = _line_of(name, lines)
     return found[1] if found else name
 
 

@@ -8,6 +8,7 @@ outputs.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -81,13 +82,16 @@ def merge_heads(x):
 
 
 class SelfAttention(nn.Module):
-    """x: [B, N, D] -> [B, N, D]; `qkv` columns are [q of all heads | k | v]."""
+    """x: [B, N, D] -> [B, N, D]; `qkv` columns are [q of all heads | k | v].
+
+    `rope` is `Rope`, or any function of [B, heads, N, d] that places tokens in another way.
+    """
 
     heads: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, rope: Rope):
+    def __call__(self, x, rope: Callable):
         dim = x.shape[-1]
         q, k, v = jnp.split(nn.Dense(3 * dim, dtype=self.dtype, name="qkv")(x), 3, axis=-1)
         q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
@@ -103,7 +107,7 @@ class CrossAttention(nn.Module):
     key_bias: bool = True
 
     @nn.compact
-    def __call__(self, x, memory, rope: Rope, memory_rope: Rope):
+    def __call__(self, x, memory, rope: Callable, memory_rope: Callable):
         dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype)
         q = split_heads(dense(name="q")(x), self.heads)
         k = split_heads(dense(use_bias=self.key_bias, name="k")(memory), self.heads)
