@@ -201,6 +201,7 @@ def test_batch_has_the_documented_arrays():
         assert -1 <= image.min() < -0.3 and 0.3 < image.max() <= 1
         assert batch[f"valid{view}"].shape == size and batch[f"valid{view}"].dtype == bool
         assert batch[f"pixels{view}"].shape == (3, 16, 2)
+        assert batch[f"pixels{view}"].dtype == np.int32
         depth = points[batch[f"valid{view}"]][:, 2]
         assert 5 < np.median(depth) < 20  # kilometres
     assert batch["pixels_valid"].shape == (3, 16) and batch["pixels_valid"].any()
@@ -232,48 +233,3 @@ def test_pairs_must_be_there_and_of_one_size():
     mixed = [tiny.plane_pair(0), tiny.plane_pair(1, size=(48, 48))]
     with pytest.raises(InputError, match="different sizes"):
         next(batches.training_batches(mixed, **options))
-
-
-# Matches ------------------------------------------------------------------------------------------
-
-
-def test_matches_are_the_nearest_pixels_of_the_true_projection():
-    pair = tiny.plane_pair(6)
-    pixels1, pixels2, valid = batches.matches(
-        pair, geometry.pointmaps_cam1(pair), np.random.default_rng(0), 4000
-    )
-    x, y = pixels1.T
-    points = geometry.backproject(pair.depth_m[0].astype(float), pair.K[0])[y, x]
-    world = geometry.transform(pair.T_world_cam[0], points)
-    in_2 = geometry.transform(geometry.inverse(pair.T_world_cam[1]), world)
-    exact = geometry.project(pair.K[1], in_2)
-    assert np.abs(pixels2 - exact)[valid].max() <= 0.5 + 1e-9
-    assert valid.any() and pair.valid[0, y, x][valid].all()
-    assert pair.valid[1, pixels2[valid, 1], pixels2[valid, 0]].all()
-    for pixels in (pixels1, pixels2):
-        assert pixels.dtype == np.int32 and pixels.min() >= 0 and pixels.max() < tiny.SIZE
-    # No true match is missed: nothing hides anything on a plane.
-    rounded = np.rint(exact).astype(int)
-    inside = ((rounded >= 0) & (rounded < tiny.SIZE)).all(1) & pair.valid[0, y, x]
-    seen = np.zeros_like(inside)
-    seen[inside] = pair.valid[1, rounded[inside, 1], rounded[inside, 0]]
-    np.testing.assert_array_equal(valid, seen)
-
-
-def test_hidden_points_and_points_outside_have_no_match():
-    pair = tiny.plane_pair(6, holes=0)
-    depth = pair.depth_m.copy()
-    depth[1, :, :16] /= 2  # something stands before the left half of view 2
-    hidden = dataclasses.replace(pair, depth_m=depth)
-    _, pixels2, valid = batches.matches(
-        hidden, geometry.pointmaps_cam1(hidden), np.random.default_rng(0), 2000
-    )
-    assert valid.any() and (pixels2[valid, 0] >= 16).all()
-    away = pair.T_world_cam.copy()
-    away[1, :3, 3] += [1e6, 0, 0]
-    outside = dataclasses.replace(pair, T_world_cam=away)
-    behind = dataclasses.replace(pair, T_world_cam=pair.T_world_cam.copy())
-    behind.T_world_cam[1, :3, :3] = behind.T_world_cam[1, :3, :3] @ np.diag([-1, 1, -1])
-    for lost in (outside, behind):
-        found = batches.matches(lost, geometry.pointmaps_cam1(pair), np.random.default_rng(0), 500)
-        assert not found[2].any()

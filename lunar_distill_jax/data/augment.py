@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
+from lunar_distill_jax.data.crops import views_of, with_views
+from lunar_distill_jax.data.frames import Frame
 from lunar_distill_jax.types import StereoPair
 
 
@@ -17,29 +20,52 @@ def swap_views(pair: StereoPair) -> StereoPair:
     )
 
 
-def rotate_view(pair: StereoPair, view: int, quarters: int) -> StereoPair:
-    """Turns the camera of one view about its optical axis: the picture turns counter-clockwise.
+def _turn_once(view: Frame) -> Frame:
+    """The camera turned about its optical axis; the picture turns counter-clockwise by 90 degrees.
 
-    The frame must be square, so that both views keep one size.
+    Pixel (u, v) goes to (v, W - 1 - u), so camera coordinates (x, y, z) go to (y, -x, z). Where K
+    has skew that leaves a K which is not triangular: the rest of the turn, K = U Q, goes to the
+    pose.
     """
-    image, depth, valid, K, T = (
-        np.copy(a) for a in (pair.image, pair.depth_m, pair.valid, pair.K, pair.T_world_cam)
+    (fx, skew, cx), (_, fy, cy), _ = view.K
+    a, b, c, d = fy, 0.0, -skew, fx  # K for the turned axes, upper left
+    norm = math.hypot(c, d)
+    K = np.array(
+        [
+            [(a * d - b * c) / norm, (a * c + b * d) / norm, cy],
+            [0, norm, view.valid.shape[1] - 1 - cx],
+            [0, 0, 1],
+        ]
     )
-    width = image.shape[2]
-    for _ in range(quarters % 4):
-        for a in (image, depth, valid):
-            a[view] = np.rot90(a[view])
-        # Pixel (u, v) goes to (v, W - 1 - u), so camera coordinates (x, y, z) go to (y, -x, z).
-        fx, fy, cx, cy = K[view][[0, 1, 0, 1], [0, 1, 2, 2]]
-        K[view] = [[fy, 0, cy], [0, fx, width - 1 - cx], [0, 0, 1]]
-        T[view, :3, :3] = T[view, :3, :3] @ np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    return dataclasses.replace(pair, image=image, depth_m=depth, valid=valid, K=K, T_world_cam=T)
+    Q = np.array([[d, -c, 0], [c, d, 0], [0, 0, norm]]) / norm
+    T = view.T_world_cam.copy()
+    T[:3, :3] = T[:3, :3] @ np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]) @ Q.T
+    image, depth, valid = (np.rot90(x) for x in (view.image, view.depth_m, view.valid))
+    return Frame(image, depth, valid, K, T)
+
+
+def rotate_views(pair: StereoPair, quarters: tuple[int, int]) -> StereoPair:
+    """Turns each camera about its optical axis, the pictures counter-clockwise.
+
+    Frames that are not square must both be turned by an even or both by an odd number of quarters.
+    """
+    views = views_of(pair)
+    for view, count in enumerate(quarters):
+        for _ in range(count % 4):
+            views[view] = _turn_once(views[view])
+    return with_views(pair, views)
+
+
+def rotate_view(pair: StereoPair, view: int, quarters: int) -> StereoPair:
+    """Turns the camera of one view; the frame must be square, so that both keep one size."""
+    return rotate_views(pair, (quarters, 0) if view == 0 else (0, quarters))
 
 
 def mirror(pair: StereoPair) -> StereoPair:
     """Left and right trade places in both pictures; the world is mirrored in its x with them."""
     K = pair.K.copy()
     K[:, 0, 2] = pair.image.shape[2] - 1 - K[:, 0, 2]
+    K[:, 0, 1] *= -1
     flip = np.diag([-1.0, 1, 1, 1])
     return dataclasses.replace(
         pair,
@@ -61,8 +87,8 @@ def jitter(pair: StereoPair, rng: np.random.Generator, strength: float) -> Stere
     return dataclasses.replace(pair, image=np.rint(np.clip(image, 0, 255)).astype(np.uint8))
 
 
-def augment(pair: StereoPair, rng: np.random.Generator) -> StereoPair:
-    """Random swap, mirror, quarter turns and jitter of a square pair, as its trajectory allows.
+def turn_and_swap(pair: StereoPair, rng: np.random.Generator) -> StereoPair:
+    """Random swap, mirror and quarter turns of a square pair, as its trajectory allows.
 
     What a trajectory fixes stays fixed, or a network unlearns it: camera 2 of a nadir pair lies to
     the left (so a mirrored pair is also swapped), the horizon of an oblique pair is up. The views
@@ -76,5 +102,10 @@ def augment(pair: StereoPair, rng: np.random.Generator) -> StereoPair:
     if flip:
         pair = mirror(pair)
     if pair.trajectory == "dynamic":
-        pair = rotate_view(rotate_view(pair, 0, turn1), 1, turn2)
-    return jitter(pair, rng, 0.25)
+        pair = rotate_views(pair, (turn1, turn2))
+    return pair
+
+
+def augment(pair: StereoPair, rng: np.random.Generator) -> StereoPair:
+    """`turn_and_swap`, and a little jitter of brightness and contrast."""
+    return jitter(turn_and_swap(pair, rng), rng, 0.25)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from lunar_distill_jax import geometry
+from lunar_distill_jax.data import correspondences
 from lunar_distill_jax.data.augment import augment
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.types import StereoPair
@@ -23,35 +25,38 @@ def stack_images(pairs: Sequence[StereoPair]) -> tuple[np.ndarray, np.ndarray]:
     return images[:, 0], images[:, 1]
 
 
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, 7, epoch]).permutation(count)
+
+
 def sample_indices(seed: int, step: int, batch: int, count: int) -> np.ndarray:
     """Which samples step `step` sees: int [batch]; each epoch is a fresh permutation of `count`."""
     at = step * batch + np.arange(batch)
-    permuted = {
-        e: np.random.default_rng([seed, 7, e]).permutation(count) for e in np.unique(at // count)
-    }
-    return np.array([permuted[i // count][i % count] for i in at])
+    return np.array([_permutation(seed, int(i // count), count)[i % count] for i in at])
 
 
-def matches(pair: StereoPair, points_cam1: np.ndarray, rng: np.random.Generator, count: int):
-    """Random pixels of view 1 and where their points appear in view 2.
-
-    -> pixels1, pixels2: int32 [count, 2] (x, y), rounded; valid: bool [count], false where the
-    point is outside view 2 or its depth there differs by more than 2 % (something else hides it)
-    """
-    height, width = pair.valid.shape[1:]
-    pixels1 = rng.integers([width, height], size=(count, 2)).astype(np.int32)
-    x, y = pixels1.T
+def make_sample(
+    pair: StereoPair, rng: np.random.Generator | None, *, matching: int, negatives: float = 0.5
+) -> dict[str, np.ndarray]:
+    """The arrays of one pair, as `make_batch` stacks them; `rng` draws the matches."""
+    points = np.nan_to_num(geometry.pointmaps_cam1(pair)).astype(np.float32) / 1000
     T_cam2_cam1 = geometry.inverse(geometry.relative_pose(pair.T_world_cam))
-    points_cam2 = geometry.transform(T_cam2_cam1, points_cam1[0, y, x])
-    z = points_cam2[:, 2]
-    in_front = pair.valid[0, y, x] & (z > 0)
-    uv = geometry.project(pair.K[1], np.where(in_front[:, None], points_cam2, [0, 0, 1]))
-    pixels2 = np.rint(uv).astype(np.int64)
-    inside = in_front & (pixels2 >= 0).all(1) & (pixels2 < [width, height]).all(1)
-    pixels2 = np.where(inside[:, None], pixels2, rng.integers([width, height], size=(count, 2)))
-    seen = pair.depth_m[1, pixels2[:, 1], pixels2[:, 0]]
-    valid = inside & (np.abs(seen - z) < 0.02 * np.abs(z))
-    return pixels1, pixels2.astype(np.int32), valid
+    T_cam2_cam1[:3, 3] /= 1000
+    sample = {"T_cam2_cam1": np.nan_to_num(T_cam2_cam1).astype(np.float32)}
+    for view in (0, 1):
+        sample[f"image{view + 1}"] = network_image(pair.image[view])
+        sample[f"valid{view + 1}"] = pair.valid[view]
+        sample[f"points{view + 1}"] = points[view]
+    if matching:
+        assert rng is not None
+        found = correspondences.draw(pair, rng, matching, negatives=negatives)
+        sample |= {"pixels1": found.pixels1, "pixels2": found.pixels2, "pixels_valid": found.valid}
+    return sample
+
+
+def stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
 def make_batch(
@@ -61,32 +66,16 @@ def make_batch(
     augmented: bool,
     matching: int,
 ) -> dict[str, np.ndarray]:
-    """-> {"image1", "image2": float32 [B, H, W, 3], "valid1", "valid2": bool [B, H, W], "points1",
-    "points2": float32 [B, H, W, 3] ground truth in camera 1, km}, and where `matching` > 0
-    "pixels1", "pixels2": int32 [B, matching, 2] (x, y), "pixels_valid": bool [B, matching]
+    """-> {"image1", "image2": float32 [B, H, W, 3] in [-1, 1], "valid1", "valid2": bool [B, H, W],
+    "points1", "points2": float32 [B, H, W, 3] ground truth in camera 1, km, "T_cam2_cam1": float32
+    [B, 4, 4], km}, and where `matching` > 0 "pixels1", "pixels2": int32 [B, matching, 2] (x, y),
+    "pixels_valid": bool [B, matching] (`correspondences.draw`)
     """
     if augmented:
         pairs = [augment(p, rng) for p, rng in zip(pairs, rngs, strict=True)]
-    points = [geometry.pointmaps_cam1(p) for p in pairs]
-    image1, image2 = stack_images(pairs)
-    valid = np.stack([p.valid for p in pairs])
-    batch = {
-        "image1": image1,
-        "image2": image2,
-        "valid1": valid[:, 0],
-        "valid2": valid[:, 1],
-        "points1": np.stack([x[0] for x in points]).astype(np.float32) / 1000,
-        "points2": np.stack([x[1] for x in points]).astype(np.float32) / 1000,
-    }
-    if matching:
-        found = [
-            matches(p, x, rng, matching) for p, x, rng in zip(pairs, points, rngs, strict=True)
-        ]
-        for key, values in zip(
-            ("pixels1", "pixels2", "pixels_valid"), zip(*found, strict=True), strict=True
-        ):
-            batch[key] = np.stack(values)
-    return batch
+    return stack(
+        [make_sample(p, rng, matching=matching) for p, rng in zip(pairs, rngs, strict=True)]
+    )
 
 
 def check_pairs(pairs: Sequence[StereoPair]) -> None:

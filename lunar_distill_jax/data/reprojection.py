@@ -40,12 +40,14 @@ def carry(pair: StereoPair, a: int, b: int, uv: np.ndarray, depth: np.ndarray):
 
     Pixels are nan behind the camera.
     """
-    rays = np.append(uv, np.ones((len(uv), 1)), 1) @ np.linalg.inv(pair.K[a]).T
     T_b_a = geometry.relative_pose(pair.T_world_cam[[b, a]])
-    points = geometry.transform(T_b_a, rays * depth[:, None])
-    z = points[:, 2]
-    seen = geometry.project(pair.K[b], np.where(z[:, None] > 0, points, np.nan))
-    return seen, z
+    # w [u', v', 1] = z A [u, v, 1] + K t; by rows: a matrix product with [N, 3] is far slower.
+    A = pair.K[b] @ T_b_a[:3, :3] @ np.linalg.inv(pair.K[a])
+    t = pair.K[b] @ T_b_a[:3, 3]
+    u, v = uv[:, 0], uv[:, 1]
+    x, y, z = (depth * (row[0] * u + row[1] * v + row[2]) + t[k] for k, row in enumerate(A))
+    scale = 1.0 / np.where(z > 0, z, np.nan)
+    return np.stack([x * scale, y * scale], 1), z
 
 
 @dataclasses.dataclass(frozen=True)

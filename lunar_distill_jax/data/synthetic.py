@@ -25,6 +25,39 @@ def synthetic_pairs(
     Geometry i has seed `seed + i`: ranges of seeds that do not overlap share no terrain.
     suns: as `moon.resolve_sun` takes them; None is one of StereoLunar's three, drawn by the seed
     """
-    for i in range(geometries):
-        trajectory = trajectories[i % len(trajectories)]
-        yield from moon.make_lightings(seed + i, trajectory, size, suns)
+    return iter(SyntheticPairs(seed, geometries, size, trajectories=trajectories, suns=suns))
+
+
+class SyntheticPairs(Sequence[StereoPair]):
+    """The same pairs by number, each rendered when it is asked for: a data set without files.
+
+    Pair i shows geometry i // len(suns) under sun i % len(suns). The last scene is kept, so that
+    reading in order renders each only once.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        geometries: int,
+        size: int,
+        *,
+        trajectories: Sequence[str] = TRAJECTORIES,
+        suns: Sequence = (None,),
+    ):
+        self._seed, self._geometries, self._size = seed, geometries, size
+        self._trajectories, self._suns = tuple(trajectories), tuple(suns)
+        self._last: tuple[int, list[StereoPair]] | None = None
+
+    def __len__(self) -> int:
+        return self._geometries * len(self._suns)
+
+    def __getitem__(self, index):  # type: ignore[override]  # no slices
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        geometry, sun = divmod(index, len(self._suns))
+        last = self._last
+        if last is None or last[0] != geometry:
+            trajectory = self._trajectories[geometry % len(self._trajectories)]
+            pairs = moon.make_lightings(self._seed + geometry, trajectory, self._size, self._suns)
+            self._last = last = geometry, pairs
+        return last[1][sun]
