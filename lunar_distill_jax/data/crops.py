@@ -121,7 +121,7 @@ def _warp(image: np.ndarray, H: np.ndarray, size: tuple[int, int]) -> np.ndarray
     H = corner @ H @ np.linalg.inv(corner)
     H = H / H[2, 2]
     picture = Image.fromarray(image).transform(
-        size[::-1],
+        (size[1], size[0]),
         Image.Transform.PERSPECTIVE,
         H.ravel()[:8].tolist(),
         Image.Resampling.BICUBIC,
@@ -146,8 +146,8 @@ def homography_crop(
         zoom = math.exp(rng.uniform(0, math.log1p(most)))
         new = covering_size(view.valid.shape, size, zoom)
         zoomed.append(frames.resize_frame(view, new))
-        room = np.array(new) - size
-        corners.append(rng.integers(0, room + 1, (WINDOWS, 2)))
+        room = [new[0] - size[0] + 1, new[1] - size[1] + 1]
+        corners.append(rng.integers(0, room, (WINDOWS, 2)))
     chosen = corners[0][0], corners[1][0]
     known = np.isfinite(pair.K).all() and np.isfinite(pair.T_world_cam).all()
     if known and pair.valid.any((1, 2)).all():

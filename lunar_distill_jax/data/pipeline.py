@@ -21,7 +21,7 @@ from lunar_distill_jax.types import StereoPair
 
 CHOICES = {"crop": ("homography", "centre"), "turn": ("none", "quarters", "trajectory")}
 SIZE_STREAM, SAMPLE_STREAM = 13, 17
-ENDLESS = 2**48  # positions; grain wants a length
+ENDLESS = 2**48  # steps; grain wants a length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Settings:
 def frame_size(settings: Settings, step: int) -> tuple[int, int]:
     """(height, width) of the frames of a step."""
     rng = np.random.default_rng([settings.seed, SIZE_STREAM, step])
-    return tuple(settings.sizes[rng.integers(len(settings.sizes))])
+    height, width = settings.sizes[rng.integers(len(settings.sizes))]
+    return height, width
 
 
 def augmented_pair(
@@ -108,7 +109,7 @@ def augmented_pair(
     if size[0] != size[1]:
         quarters[1] = (quarters[0] + 2 * (quarters[1] % 2)) % 4
     turned = settings.turn == "quarters"
-    cut = size[::-1] if turned and quarters[0] % 2 else size
+    cut = (size[1], size[0]) if turned and quarters[0] % 2 else size
     if settings.crop == "homography":
         pair = crops.homography_crop(pair, cut, rng)
     else:
@@ -157,10 +158,18 @@ def sample_at(
     return batches.make_sample(pair, rng, matching=settings.matches, negatives=settings.negatives)
 
 
-def _local_sample(settings, pairs, part, process, number):
-    """Sample `number` of a process that has `part` rows of every batch."""
-    step, row = divmod(number, part)
-    return sample_at(settings, pairs, step * settings.batch + process * part + row)
+def batch_at(
+    settings: Settings,
+    pairs: Sequence[StereoPair],
+    step: int,
+    *,
+    process: int = 0,
+    processes: int = 1,
+) -> dict[str, np.ndarray]:
+    """The rows of process `process` of the batch of a step; with one process, all of it."""
+    part = settings.batch // processes
+    first = step * settings.batch + process * part
+    return batches.stack([sample_at(settings, pairs, first + row) for row in range(part)])
 
 
 def stream(
@@ -179,8 +188,7 @@ def stream(
     Args:
       pairs: any random-access sequence (`source.open_folder`, `SyntheticPairs`, a list)
       process, processes: `jax.process_index()` and `jax.process_count()`
-      threads: that read and augment; the bulk of the work releases no lock, so more than 2 rarely
-        help
+      threads: that make batches at the same time
       workers: processes of their own that do so, each with `threads`; 0: none
       ahead: batches made in advance
 
@@ -199,11 +207,10 @@ def stream(
             f"pipeline.batch is {settings.batch}, which {processes} processes cannot share: give a "
             f"multiple of {processes}."
         )
-    part = settings.batch // processes
-    made = functools.partial(_local_sample, settings, pairs, part, process)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead * part)
-    data = grain.MapDataset.range(start * part, ENDLESS).map(made)
-    data = data.to_iter_dataset(options).batch(part, drop_remainder=True)
+    made = functools.partial(batch_at, settings, pairs, process=process, processes=processes)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
+    # An element is a whole batch: workers take turns by elements, and no batch may be torn.
+    data = grain.MapDataset.range(start, ENDLESS).map(made).to_iter_dataset(options)
     if workers:
         _parse_absl_flags()
         data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
