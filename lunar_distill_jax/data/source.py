@@ -80,7 +80,13 @@ def open_folder(
         from lunar_distill_jax.data import stereolunar_tfds  # here: seconds to import
 
         return stereolunar_tfds.PreparedPairs(root, split or "train", size=size, lighting=lighting)
-    return PairFiles(splits.relight(find_pairs(root, split), lighting), size)
+    refs = splits.relight(find_pairs(root, split), lighting)
+    if not refs:
+        raise InputError(
+            f"The folder {root} holds no pairs for lighting {lighting!r} (one sun a geometry): "
+            "choose 'same'."
+        )
+    return PairFiles(refs, size)
 
 
 def open_pairs(
