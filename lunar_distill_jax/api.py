@@ -22,7 +22,8 @@ from lunar_distill_jax.models.zoo import ARCHITECTURES, architecture
 from lunar_distill_jax.types import Prediction
 from lunar_distill_jax.weights import read_weights, write_weights
 
-EMBEDDED = {"moonlet": "moonlet.safetensors"}  # models that ship with the package
+# Models that ship with the package, and the frames they were trained at.
+EMBEDDED = {"moonlet": ("moonlet.safetensors", "96x96")}
 
 
 @flax.struct.dataclass
@@ -68,10 +69,12 @@ def read_network(source: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str
       InputError: `source` is no model, or the file cannot be read.
     """
     if str(source) in EMBEDDED:
+        name, training_size = EMBEDDED[str(source)]
         with importlib.resources.as_file(
-            importlib.resources.files("lunar_distill_jax") / "assets" / EMBEDDED[str(source)]
+            importlib.resources.files("lunar_distill_jax") / "assets" / name
         ) as path:
-            return read_weights(path)
+            config, params, meta = read_weights(path)
+        return config, params, {"training_size": training_size, **meta}
     path = pathlib.Path(source)
     if path.suffix in (".pth", ".pt") or (path / "config.json").is_file():
         return network_from_checkpoint(read_checkpoint(path))
