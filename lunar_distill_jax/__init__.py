@@ -11,19 +11,32 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lunar_distill_jax.api import Stereo, build, load, predict, save
     from lunar_distill_jax.evaluate.network import evaluate
+    from lunar_distill_jax.reconstruct.run import Reconstruction, reconstruct
     from lunar_distill_jax.types import Prediction
 
 _HOME = {
     "Prediction": "types",
+    "Reconstruction": "reconstruct.run",
     "Stereo": "api",
     "build": "api",
     "evaluate": "evaluate.network",
     "load": "api",
     "predict": "api",
+    "reconstruct": "reconstruct.run",
     "save": "api",
 }
 
-__all__ = ["Prediction", "Stereo", "build", "evaluate", "load", "predict", "save"]
+__all__ = [
+    "Prediction",
+    "Reconstruction",
+    "Stereo",
+    "build",
+    "evaluate",
+    "load",
+    "predict",
+    "reconstruct",
+    "save",
+]
 
 
 def __getattr__(name: str):

@@ -18,7 +18,7 @@ LAYERS = (
     ("init",),
     ("losses",),
     ("train",),
-    ("evaluate",),
+    ("evaluate", "reconstruct"),
     ("report",),
     ("demo",),
     ("cli",),

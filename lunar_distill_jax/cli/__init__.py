@@ -7,10 +7,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lunar_distill_jax.cli import convert, demo, describe, evaluate, info, render, train, validate
+from lunar_distill_jax.cli import (
+    convert,
+    demo,
+    describe,
+    evaluate,
+    info,
+    reconstruct,
+    render,
+    train,
+    validate,
+)
 from lunar_distill_jax.errors import InputError
 
-VERBS = (demo, render, validate, describe, train, evaluate, convert, info)
+VERBS = (demo, render, validate, describe, train, evaluate, reconstruct, convert, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

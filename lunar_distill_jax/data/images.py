@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import pathlib
 import struct
+import warnings
 
 import numpy as np
 import OpenEXR
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lunar_distill_jax.errors import InputError
 
+# What Pillow's decoders raise on damaged files.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, struct.error,
+              TypeError, ZeroDivisionError, OverflowError, MemoryError)  # fmt: skip
 BLACKEST = 2  # of 255: a frame without any brighter pixel shows nothing
 DEPTH_JUMP = 1.1  # neighbours whose depths differ by a larger factor lie on two surfaces
 
@@ -25,26 +29,54 @@ def _require_file(path: pathlib.Path, what: str) -> None:
 
 
 def read_image(path: pathlib.Path) -> np.ndarray:
-    """Reads a photograph: uint8 [H, W, 3]; grey images get three equal channels.
+    """Reads a photograph as it is stored: uint8 [H, W, 3]; grey images get three equal channels.
 
     Raises:
       InputError: the file is missing, is not an image, is cut short, or shows nothing but black.
     """
+    return np.asarray(_open_image(path))
+
+
+def read_photograph(path: pathlib.Path) -> Image.Image:
+    """Reads a photograph as a camera wrote it: RGB, turned upright as its EXIF says.
+
+    Raises:
+      InputError: as `read_image`.
+    """
+    return _open_image(path, upright=True)
+
+
+def _open_image(path: pathlib.Path, *, upright: bool = False) -> Image.Image:
     _require_file(path, "image")
     try:
-        with Image.open(path) as file:
-            image = np.asarray(file.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        # Pillow warns of every odd tag; what matters raises.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+            image = _eight_bits(ImageOps.exif_transpose(file) if upright else file).convert("RGB")
+    except (*UNREADABLE, Image.DecompressionBombError) as e:
         raise InputError(
             f"The image {path} ({path.stat().st_size} bytes) cannot be decoded "
             f"({_one_line(e)}): copy it again from its source."
         ) from e
-    if image.max() <= BLACKEST:
+    brightest = np.asarray(image).max()
+    if brightest <= BLACKEST:
         raise InputError(
-            f"The image {path} is all black (brightest pixel {image.max()} of 255, expected more "
+            f"The image {path} is all black (brightest pixel {brightest} of 255, expected more "
             f"than {BLACKEST}): give one that shows the surface."
         )
     return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit and float rasters, which Pillow would clip at 255, stretched over all but 1 %."""
+    if image.mode[0] not in "IF":
+        return image
+    values = np.asarray(image, np.float64)
+    low, high = np.percentile(values[np.isfinite(values)], [0.5, 99.5])
+    return Image.fromarray(
+        np.clip(255 * (np.nan_to_num(values, nan=low) - low) / max(high - low, 1e-12), 0, 255)
+        .round()
+        .astype(np.uint8)
+    )
 
 
 def read_depth(path: pathlib.Path) -> np.ndarray:

@@ -55,7 +55,7 @@ def pack(points_km: np.ndarray, conf: np.ndarray) -> dict:
         signed = d.astype(np.int16).astype(np.int32)
         code = ((signed << 1) ^ (signed >> 15)).astype(np.uint16)
         planes += [(code & 255).astype(np.uint8).tobytes(), (code >> 8).astype(np.uint8).tobytes()]
-    return {"lo": lo.tolist(), "step": step.tolist(), "data": _squeeze(b"".join(planes))}
+    return {"lo": lo.tolist(), "step": step.tolist(), "data": squeeze(b"".join(planes))}
 
 
 def pack_pair(
@@ -79,7 +79,7 @@ def pack_pair(
         "height": height,
         "width": width,
         "channels": photo.shape[-1],
-        "photo": _squeeze(np.ascontiguousarray(photo).tobytes()),
+        "photo": squeeze(np.ascontiguousarray(photo).tobytes()),
         "cameras": _cameras(pair, T),
         "span": np.ptp(flat, axis=0).tolist() if len(flat) else [1.0, 1.0, 1.0],
         "relief": float(np.percentile(np.abs(flat[:, 2]), 98)) if len(flat) else 1.0,
@@ -96,31 +96,40 @@ def _cameras(pair: StereoPair, T_terrain_cam1: np.ndarray) -> list[dict]:
     return out
 
 
-def _squeeze(data: bytes) -> str:
+def squeeze(data: bytes) -> str:
+    """zlib and base64, as assets/cloud.js undoes them."""
     return base64.b64encode(zlib.compress(data, 9)).decode()
 
 
 def still(pair: StereoPair, surface: Surface, size: tuple[int, int] = (560, 360)) -> bytes:
-    """A PNG of the textured cloud from above and behind camera 1, for browsers without WebGL.
-
-    Painter's algorithm in parallel projection: far points first, each a square of a few pixels.
-    """
-    width, height = size
+    """A PNG of the textured cloud from above and behind camera 1, for browsers without WebGL."""
     points = geometry.transform(terrain_frame(pair), surface.points_cam1)
     known = pair.valid & np.isfinite(points).all(-1)
+    return draw_points(points[known], pair.image[known], pair.depth_m.shape[2], size)
+
+
+def draw_points(
+    points: np.ndarray, colours: np.ndarray, columns: int, size: tuple[int, int] = (560, 360)
+) -> bytes:
+    """A PNG of points [N, 3] (z up) in uint8 colours [N, 3], from above and behind camera 1.
+
+    Painter's algorithm in parallel projection: far points first, each a square as large as one of
+    `columns` side by side.
+    """
+    width, height = size
     canvas = np.full((height, width, 3), (13, 15, 20), np.uint8)
-    if known.any():
-        x, y, z = points[known].T
+    if len(points):
+        x, y, z = points.T
         tilt = np.radians(38)
         u, v, near = x, y * np.sin(tilt) + 2 * z * np.cos(tilt), -y
         lo, hi = np.percentile([u, v], [1, 99], axis=1)
         scale = 0.86 * (size / np.maximum(hi - lo, 1e-9)).min()
         col = width / 2 + (u - (lo + hi)[0] / 2) * scale
         row = height / 2 - (v - (lo + hi)[1] / 2) * scale
-        order, dot = np.argsort(near), int(np.ceil(1.6 * width / pair.depth_m.shape[2] / 2))
+        order, dot = np.argsort(near), int(np.ceil(1.6 * width / columns / 2))
         for dr in range(-dot, dot + 1):
             for dc in range(-dot, dot + 1):
                 r, c = np.round(row + dr).astype(int)[order], np.round(col + dc).astype(int)[order]
                 inside = (r >= 0) & (r < height) & (c >= 0) & (c < width)
-                canvas[r[inside], c[inside]] = pair.image[known][order][inside]
+                canvas[r[inside], c[inside]] = colours[order][inside]
     return figures.photograph(canvas, max(size))

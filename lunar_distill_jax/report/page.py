@@ -20,6 +20,14 @@ from lunar_distill_jax.types import PointMaps, StereoPair
 
 LONG_FACT = 48  # longer ones are told at the foot of the page, not in the strip at its head
 NOTHING: Mapping = {}
+# Of the viewer: how distances are called, and the smaller unit that heights are told in.
+KILOMETRES = {"name": "km", "small": "m", "ratio": 1000}
+NO_UNIT = {"name": "unit", "small": "unit", "ratio": 1}
+ALIGNMENT = """\
+<p>Every prediction is brought to metres by one number, the median of
+|X<sub>true</sub>| / |X<sub>predicted</sub>| over the pixels of both views that have ground truth;
+pixels without ground truth are left blank. Depth of view 2 uses the true relative pose. Colours run
+over the range of the ground truth; what lies outside is shown in the end colours.</p>"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,24 +76,41 @@ def write_report(
       InputError: `path` or `pictures_dir` cannot be written.
     """
     drawn = [pairs.draw(one.pair, one.predictions, one.metrics) for one in shown]
-    page = string.Template(_asset("template.html")).substitute(
-        title=html.escape(title),
-        lead=html.escape(lead),
-        style=_asset("style.css"),
-        facts=_facts({k: v for k, v in facts.items() if len(v) <= LONG_FACT}),
-        results=_results(metrics, by_trajectory, intervals),
-        chart=_chart(history),
-        viewer=_viewer(drawn),
-        pairs="\n".join(pairs.section(d, i, len(drawn)) for i, d in enumerate(drawn)),
-        colophon=_facts({k: v for k, v in facts.items() if len(v) > LONG_FACT}),
-        command=f"<pre><code>{html.escape(command)}</code></pre>" if command else "",
-        made=_made(),
-    )
+    sections = [
+        _results(metrics, by_trajectory, intervals),
+        _chart(history),
+        _viewer(drawn),
+        *(pairs.section(d, i, len(drawn)) for i, d in enumerate(drawn)),
+    ]
+    page = assemble(title, lead, sections, facts=facts, command=command, note=ALIGNMENT)
     if pictures_dir is not None:
         for i, one in enumerate(drawn, start=1):
             for name, png in one.pictures.items():
                 atomic.write_bytes(pathlib.Path(pictures_dir) / f"pair{i}_{name}.png", png)
     atomic.write_text(path, page)
+
+
+def assemble(
+    title: str,
+    lead: str,
+    sections: Sequence[str],
+    *,
+    facts: Mapping[str, str] = NOTHING,
+    command: str = "",
+    note: str = "",
+) -> str:
+    """The whole page around `sections`, which are HTML as `note` is; all else is plain text."""
+    return string.Template(_asset("template.html")).substitute(
+        title=html.escape(title),
+        lead=html.escape(lead),
+        style=_asset("style.css"),
+        facts=_facts({k: v for k, v in facts.items() if len(v) <= LONG_FACT}),
+        sections="\n".join(filter(None, sections)),
+        colophon=_facts({k: v for k, v in facts.items() if len(v) > LONG_FACT}),
+        command=f"<pre><code>{html.escape(command)}</code></pre>" if command else "",
+        note=note,
+        made=_made(),
+    )
 
 
 def _asset(name: str) -> str:
@@ -150,21 +175,28 @@ def _viewer(drawn: Sequence[pairs.Drawn]) -> str:
         ],
         "models": {k: tables.model_name(k) for d in drawn for k in ["ground_truth", *d.models]},
         "right": "student_after" if "student_after" in names else (names[-1] if names else ""),
-        "maps": {
-            kind: {"colours": figures.palette(cmap).ravel().tolist()}
-            for kind, cmap in (("relief", "RdBu_r"), ("error", "magma"), ("conf", "cividis"))
-        },
+        "reference": "ground_truth",
+        "unit": KILOMETRES,
     }
     stills = [("Ground truth", cloud.still(first.small, first.truth))]
     if names:
         right = data["right"]
         stills.append((tables.model_name(right), cloud.still(first.small, first.models[right])))
+    return viewer(data, stills)
+
+
+def viewer(data: Mapping, stills: Sequence[tuple[str, bytes]]) -> str:
+    """The section that draws `data` with WebGL; `stills` (name, PNG) are for browsers without."""
     pictures = "".join(
         f'<figure><img src="{figures.data_uri(png)}" alt="{html.escape(name)}, drawn from above">'
         f"<figcaption>{html.escape(name)}</figcaption></figure>"
         for name, png in stills
     )
-    packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    maps = {
+        kind: {"colours": figures.palette(cmap).ravel().tolist()}
+        for kind, cmap in (("relief", "RdBu_r"), ("error", "magma"), ("conf", "cividis"))
+    }
+    packed = json.dumps({**data, "maps": maps}, separators=(",", ":")).replace("<", "\\u003c")
     return string.Template(_asset("viewer.html")).substitute(
         stills=pictures, data=packed, unpack=_asset("cloud.js"), script=_asset("viewer.js")
     )

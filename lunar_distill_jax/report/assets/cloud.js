@@ -50,19 +50,20 @@ const Cloud = (() => {
     return rank;
   }
 
-  // Uint8Array [2 H W 4]: error and confidence along their colour bars, rank of confidence, view
+  // Uint8Array [2 H W 4]: error (0 without a truth) and confidence along their colour bars, rank of
+  // confidence, view
   function attributes(source, truth, pair) {
     const n = source.conf.length, out = new Uint8Array(4 * n), rank = ranks(source.conf);
-    const lo = Math.log(pair.error[0]), hi = Math.log(pair.error[2]);
+    const [lo, , hi] = (pair.error || [1, 1, 10]).map(Math.log);
     for (let i = 0; i < n; i++) {
       const view = i < n / 2 ? 0 : 1, { centre, forward } = pair.cameras[view];
       let square = 0, depth = 0;
-      for (let k = 3 * i, a = 0; a < 3; a++, k++) {
+      for (let k = 3 * i, a = 0; truth && a < 3; a++, k++) {
         square += (source.points[k] - truth.points[k]) ** 2;
         depth += (truth.points[k] - centre[a]) * forward[a];
       }
       const error = (Math.log(100 * Math.sqrt(square) / depth + 1e-9) - lo) / (hi - lo);
-      out[4 * i] = 255 * Math.min(1, Math.max(0, error));
+      out[4 * i] = truth ? 255 * Math.min(1, Math.max(0, error)) : 0;
       out[4 * i + 1] = Math.max(0, source.conf[i] - 1) / 254 * 255;
       out[4 * i + 2] = rank[source.conf[i]];
       out[4 * i + 3] = view + 1;

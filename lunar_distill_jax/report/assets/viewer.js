@@ -95,17 +95,17 @@
       const index = Cloud.triangles(source, pair.height, pair.width);
       const visible = Uint32Array.from(source.conf.keys()).filter(i => source.conf[i]);
       ready[name] = {
-        points: buffer(source.points), photo: colours, plain: name === "ground_truth",
-        data: buffer(Cloud.attributes(source, sources.ground_truth, pair)),
+        points: buffer(source.points), photo: colours, plain: name === data.reference,
+        data: buffer(Cloud.attributes(source, sources[data.reference], pair)),
         mesh: buffer(index, gl.ELEMENT_ARRAY_BUFFER), meshCount: index.length,
         dots: buffer(visible, gl.ELEMENT_ARRAY_BUFFER), dotCount: visible.length,
       };
     }
-    return { pair, sources: ready, grid: ground(pair.span, Cloud.floor(sources.ground_truth)) };
+    return { pair, sources: ready, grid: ground(pair.span, Cloud.floor(sources[data.reference] || Object.values(sources)[0])) };
   }
 
-  function ground([spanX, spanY], floor) { // square kilometres under the terrain
-    const steps = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200], span = Math.max(spanX, spanY) || 1;
+  function ground([spanX, spanY], floor) { // squares under the terrain
+    const steps = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200], span = Math.max(spanX, spanY) || 1;
     const step = steps.find(s => span / s <= 12) || 500, n = Math.ceil(0.6 * span / step), lines = [];
     for (let i = -n; i <= n; i++) {
       lines.push(i * step, -n * step, floor, i * step, n * step, floor);
@@ -217,7 +217,7 @@
   function describe() {
     stage.querySelector(".left").value = data.models[field.left.value];
     stage.querySelector(".right").value = data.models[field.right.value] || "";
-    stage.querySelector(".gridtag").value = scene ? `grid ${scene.grid.step} km, heights × ${Number(field.exaggeration.value)}` : "";
+    stage.querySelector(".gridtag").value = scene ? `grid ${scene.grid.step} ${data.unit.name}, heights × ${Number(field.exaggeration.value)}` : "";
     field.exaggerationOut.value = Number(field.exaggeration.value);
     field.hideOut.value = field.hide.value + " %";
     if (scene) drawLegend(Number(field.colour.value), scene.pair);
@@ -238,8 +238,8 @@
     for (let i = 0; i < 255; i++) image.data.set([...colours.slice(3 * i, 3 * i + 3), 255], 4 * i);
     bar.getContext("2d").putImageData(image, 0, 0);
     const three = v => Number(v.toPrecision(3)).toString().replace("-", "−");
-    const ends = { relief: [-1000 * pair.relief, 1000 * pair.relief], error: [pair.error[0], pair.error[2]], conf: [pair.conf[0], pair.conf[2]] }[name];
-    const unit = { relief: "m above the plane", error: "% of depth (log)", conf: "confidence (log)" }[name];
+    const ends = { relief: [-data.unit.ratio * pair.relief, data.unit.ratio * pair.relief], error: pair.error && [pair.error[0], pair.error[2]], conf: [pair.conf[0], pair.conf[2]] }[name];
+    const unit = { relief: `${data.unit.small} above the plane`, error: "% of depth (log)", conf: "confidence (log)" }[name];
     say(three(ends[0]));
     legend.append(bar);
     say(`${three(ends[1])} ${unit}`);
@@ -309,6 +309,9 @@
   for (const [key, name] of Object.entries(data.models)) { option(field.left, key, name); option(field.right, key, name); }
   option(field.right, "", "none");
   field.right.value = data.right;
+  if (!data.reference) field.colour.querySelector('[value="2"]').remove(); // no truth, no error
+  if (Object.keys(data.models).length < 2) field.left.parentElement.hidden = field.right.parentElement.hidden = true;
+  if (data.pairs.length < 2) field.pair.parentElement.hidden = true;
   field.pair.addEventListener("change", choosePair);
   form.addEventListener("input", choosePanels);
   form.addEventListener("submit", e => e.preventDefault());
