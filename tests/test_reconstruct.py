@@ -1,6 +1,9 @@
 """Two photographs in, a surface out; unrelated ones are refused."""
 
 import json
+import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -251,3 +254,50 @@ def test_fuzzed_photographs_raise_nothing_but_input_error(portraits, tmp_path):
             refused += 1
             assert "\n" not in str(error)
     assert refused > 300
+
+
+# Browser ------------------------------------------------------------------------------------------
+
+TURN = """
+window.addEventListener("error", e => { document.body.dataset.errors = e.message; });
+window.requestAnimationFrame = f => setTimeout(f, 16);  // virtual time brings no frames
+const look = () => {
+  const drawn = document.querySelector(".stage canvas"), copy = document.createElement("canvas");
+  copy.width = copy.height = 64;
+  copy.getContext("2d").drawImage(drawn, 0, 0, 64, 64);
+  return [...new Uint32Array(copy.getContext("2d").getImageData(0, 0, 64, 64).data.buffer)];
+};
+setTimeout(() => {
+  const before = look(), canvas = document.querySelector(".stage canvas");
+  document.body.dataset.colours = new Set(before).size;
+  const at = (type, x) => canvas.dispatchEvent(new PointerEvent(
+    type, { pointerId: 1, clientX: x, clientY: 100, buttons: 1, bubbles: true }));
+  canvas.setPointerCapture = () => {};  // no real pointer is down
+  at("pointerdown", 100); at("pointermove", 220); at("pointerup", 220);
+  setTimeout(() => {
+    const after = look();
+    document.body.dataset.changed = before.filter((p, i) => p !== after[i]).length;
+  }, 1500);
+}, 3000);
+"""
+
+
+@pytest.mark.slow
+def test_a_drag_turns_the_cloud_in_a_browser(exact, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    paths, *_ = exact
+    made = run.reconstruct(ld.build(tiny.CONFIG), *paths, size=64)
+    page = tmp_path / "report.html"
+    write_reconstruction(page, made, files.terrain(made), names="ab", facts={}, command="")
+    page.write_text(page.read_text().replace("</body>", f"<script>{TURN}</script></body>"))
+    command = [browser, "--headless", "--no-sandbox", "--use-angle=swiftshader"]
+    command += ["--enable-unsafe-swiftshader", "--no-first-run", "--disable-sync", "--disable-quic"]
+    command += ["--disable-background-networking", "--disable-component-update"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=9000"]
+    command += ["--dump-dom", page.as_uri()]
+    dom = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True).stdout
+    assert "data-errors" not in dom
+    assert int(re.search(r'data-colours="(\d+)"', dom)[1]) > 50
+    assert int(re.search(r'data-changed="(\d+)"', dom)[1]) > 200  # of 4096 pixels
