@@ -25,14 +25,14 @@ def sample_depth(
     j = np.minimum(u.astype(int), width - 2)
     i = np.minimum(v.astype(int), height - 2)
     x, y = u - j, v - i
-    corners = [(i + di, j + dj) for di in (0, 1) for dj in (0, 1)]
-    known = inside & np.logical_and.reduce([valid[c] for c in corners])
-    a, b, c, d = (
-        1.0 / np.where(known, depth[corner], 1.0).astype(np.float64) for corner in corners
-    )
-    out = 1.0 / ((1 - y) * ((1 - x) * a + x * b) + y * ((1 - x) * c + x * d))
-    near, far = np.maximum.reduce([a, b, c, d]), np.minimum.reduce([a, b, c, d])
-    return out, known, near / far - 1.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.where(valid, 1.0 / depth.astype(np.float64), 0.0).ravel()
+    a, b, c, d = (inverse.take(i * width + (j + k)) for k in (0, 1, width, width + 1))
+    far, near = np.minimum(np.minimum(a, b), np.minimum(c, d)), np.maximum.reduce([a, b, c, d])
+    known = inside & (far > 0)
+    top = a + x * (b - a)
+    mean = np.where(known, top + y * (c + x * (d - c) - top), 1.0)
+    return 1.0 / mean, known, np.where(known, near / np.where(known, far, 1.0) - 1.0, 0.0)
 
 
 def carry(pair: StereoPair, a: int, b: int, uv: np.ndarray, depth: np.ndarray):
