@@ -28,8 +28,8 @@ AGREE_PX = 2.0  # from the affine map
 SHEAR = 0.35  # largest change of a displacement per pixel: more is no view of the same ground
 TRIALS = 300  # of RANSAC
 FEWEST = 12  # patches below which nothing can be said
-# Probability of overlap = 1 / (1 + exp(-STEEP (agreement - HALF))), fitted in docs/reconstruct.md.
-HALF, STEEP = 0.36, 40.0
+# Probability of overlap = 1 / (1 + exp(-STEEP (agreement - HALF))), by tools/calibrate_overlap.py.
+HALF, STEEP = 0.28, 17.0
 
 
 @dataclasses.dataclass(frozen=True)

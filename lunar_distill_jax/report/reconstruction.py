@@ -53,9 +53,9 @@ def write_reconstruction(
         ("Matches", f"{len(made.matches.conf)} of descriptors, of which the points explain "
          f"{made.matches.explained:.0%}; {len(made.overlap.scores)} of patches"),
         ("Focal lengths", " and ".join(f"{v.K_photograph[0, 0]:.1f} px" for v in made.views)),
-        ("Baseline", f"{baseline:.4g} {unit}"),
+        ("Baseline", f"{_number(baseline)} {unit}"),
         ("Rotation", f"{np.degrees(np.arccos(cosine)):.2f}°"),
-        ("Depth", "{:.4g} to {:.4g} {}".format(*_range(made.views[0].depth), unit)),
+        ("Depth", "{} to {} {}".format(*map(_number, _range(made.views[0].depth)), unit)),
     ]  # fmt: skip
     rows = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in cameras)
     photographs = "".join(
@@ -87,6 +87,10 @@ def write_reconstruction(
 def _range(values: np.ndarray) -> tuple[float, float]:
     low, high = np.nanpercentile(values, [1, 99])
     return float(low), float(high)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _figure(png: bytes, alt: str, caption: str) -> str:
@@ -142,7 +146,9 @@ def _terrain(ground: Terrain, unit: str) -> str:
     height, slope = np.flipud(ground.height), np.flipud(ground.slope_deg)
     reach = figures.round_up(float(np.nanpercentile(np.abs(height), 98)))
     heights = figures.Scale(unit, "RdBu_r", -reach, reach)
-    cell = f"{ground.grid.rows} x {ground.grid.columns} cells of {ground.grid.cell_m:.4g} {unit}"
+    cell = (
+        f"{ground.grid.rows} x {ground.grid.columns} cells of {_number(ground.grid.cell_m)} {unit}"
+    )
     return (
         '<section><h2>Terrain from above</h2><div class="photographs">'
         + _mapped(height, heights, "Height", "above the plane through all points")
@@ -158,9 +164,9 @@ def _mapped(values: np.ndarray, scale: figures.Scale, name: str, about: str) -> 
     low, _, high = scale.ticks
     return (
         f'<figure><img class="photo" src="{figures.data_uri(png)}" alt="{name}">'
-        f"<figcaption><b>{name}</b>, {about}<br>{low:.4g} "
+        f"<figcaption><b>{name}</b>, {about}<br>{_number(low)} "
         f'<img src="{bar}" alt="" style="display:inline;width:9rem;height:.6rem"> '
-        f"{high:.4g} {scale.unit}</figcaption></figure>"
+        f"{_number(high)} {scale.unit}</figcaption></figure>"
     )
 
 
