@@ -6,17 +6,20 @@ import functools
 import importlib.resources
 import os
 import pathlib
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import numpy as np
 
+from lunar_distill_jax.convert.encoders import what_is_lost, with_encoder_weights
 from lunar_distill_jax.convert.teacher import network_from_checkpoint
 from lunar_distill_jax.convert.torch_file import read_checkpoint
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.config import StereoConfig
-from lunar_distill_jax.models.fresh import fresh_params
+from lunar_distill_jax.models.fresh import fresh_params, fresh_statistics
 from lunar_distill_jax.models.stereo import StereoNet
 from lunar_distill_jax.models.zoo import ARCHITECTURES, architecture
 from lunar_distill_jax.types import Prediction
@@ -31,39 +34,74 @@ class Stereo:
     """A network: its architecture, its parameters (a pytree), where it came from.
 
     meta holds text by name: "licence", "source", and what the writer of the file added.
+    batch_stats: the running moments of its batch norms, a nested dict; {} where it has none
     """
 
     config: StereoConfig = flax.struct.field(pytree_node=False)
     params: Any
     meta: dict[str, str] = flax.struct.field(pytree_node=False, default_factory=dict)
+    batch_stats: Any = flax.struct.field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `StereoNet(config).apply` takes."""
+        return variables(self.params, self.batch_stats)
 
 
-def build(name_or_config: str | StereoConfig, seed: int = 0) -> Stereo:
+def variables(params: Any, batch_stats: Any) -> dict[str, Any]:
+    return {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
+
+
+def build(
+    name_or_config: str | StereoConfig,
+    seed: int = 0,
+    encoder_weights: str | os.PathLike | None = None,
+) -> Stereo:
     """A named architecture (or a config) with fresh parameters.
 
+    encoder_weights: a file of the student's encoder as its authors published it (timm's or Hugging
+                     Face's `.safetensors`, or a `.pth`). Without it a student whose encoder is
+                     public is warned of: its encoder starts from random numbers.
+
     Raises:
-      InputError: no architecture has that name, or the config cannot be built.
+      InputError: no architecture has that name, the config cannot be built, or the file does not
+        hold its encoder.
     """
     config = architecture(name_or_config) if isinstance(name_or_config, str) else name_or_config
     config.check()
-    return Stereo(config, fresh_params(config, seed), {"source": f"fresh parameters, seed {seed}"})
+    params, statistics = fresh_params(config, seed), fresh_statistics(config)
+    meta = {"source": f"fresh parameters, seed {seed}"}
+    if encoder_weights is not None:
+        checkpoint = read_checkpoint(encoder_weights)
+        params, statistics = with_encoder_weights(config, params, statistics, checkpoint)
+        meta["encoder_weights"] = checkpoint.path.name
+    elif loss := what_is_lost(config):
+        warnings.warn(loss, stacklevel=2)
+    return Stereo(config, params, meta, statistics)
 
 
-def load(source: str | os.PathLike) -> Stereo:
+def load(source: str | os.PathLike, encoder: Callable[[Any], Any] | None = None) -> Stereo:
     """Loads a model, its parameters as float32.
 
-    source: the name of an embedded model, or the path of a weight file, of a training workdir, of a
-            released MASt3R checkpoint (`.pth`), or of a Hugging Face folder
+    source:  the name of an embedded model, or the path of a weight file, of a training workdir, of
+             a released MASt3R checkpoint (`.pth`), or of a Hugging Face folder
+    encoder: the function that a custom student was built with
 
     Raises:
       InputError: `source` is none of these, or the file cannot be read.
     """
-    config, params, meta = read_network(source)
-    return Stereo(config, jax.tree.map(lambda a: np.require(a, np.float32, "C"), params), meta)
+    config, params, meta = read_network(source, encoder)
+    params = jax.tree.map(lambda a: np.require(a, np.float32, "C"), params)
+    statistics = params.pop("batch_stats", {})
+    return Stereo(config, params, meta, statistics)
 
 
-def read_network(source: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, str]]:
+def read_network(
+    source: str | os.PathLike, encoder: Callable[[Any], Any] | None = None
+) -> tuple[StereoConfig, Any, dict[str, str]]:
     """-> (config, params, meta) of what `load` takes, the numbers as they are in the file.
+
+    Batch norms' running moments are one more branch of params, "batch_stats".
 
     Raises:
       InputError: `source` is no model, or the file cannot be read.
@@ -96,21 +134,22 @@ def read_network(source: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str
             f"There is no model {source}: give the path of a weight file, or an embedded model "
             f"({known}).{extra}"
         )
-    return read_weights(path)
+    return read_weights(path, encoder)
 
 
 def save(stereo: Stereo, path: str | os.PathLike) -> None:
     """Writes one self-describing weight file, atomically."""
-    write_weights(path, stereo.config, stereo.params, stereo.meta)
+    arrays = {**stereo.params, **({"batch_stats": s} if (s := stereo.batch_stats) else {})}
+    write_weights(path, stereo.config, arrays, stereo.meta)
 
 
 @functools.lru_cache(maxsize=16)
 def _forward(config: StereoConfig, features: bool, fixed1: bool | None, fixed2: bool | None):
     """The compiled network; `fixed` says that all or none of a view's samples are portrait."""
 
-    def run(params, image1, image2, portrait1, portrait2):
+    def run(variables, image1, image2, portrait1, portrait2):
         one, two = StereoNet(config).apply(
-            {"params": params},
+            variables,
             image1,
             image2,
             portrait1 if fixed1 is None else fixed1,
@@ -148,7 +187,7 @@ def predict(
     portrait2 = _portrait(stereo.config, "image2", image2, true_shape2)
     fixed = (p if isinstance(p, bool) else None for p in (portrait1, portrait2))
     return _forward(stereo.config, features, *fixed)(
-        stereo.params, image1, image2, portrait1, portrait2
+        stereo.variables, image1, image2, portrait1, portrait2
     )
 
 

@@ -17,7 +17,7 @@ import safetensors
 from lunar_distill_jax.atomic import atomic_file
 from lunar_distill_jax.errors import InputError, raise_all
 from lunar_distill_jax.models.config import StereoConfig
-from lunar_distill_jax.models.fresh import parameter_shapes
+from lunar_distill_jax.models.fresh import array_shapes
 
 FORMAT = "lunar-distill-jax weights 1"
 ALIGN = 64  # bytes: from there XLA reads a mapped array without copying it
@@ -38,6 +38,8 @@ def write_weights(
     written: Callable[[int], object] = lambda size: None,
 ) -> None:
     """Writes `params` (a nested dict of arrays) and what is needed to rebuild the network.
+
+    Batch norms' running moments are one more branch of `params`, "batch_stats".
 
     The arrays go out one by one, so memory holds one copy of the largest at most, and each begins
     on a multiple of `ALIGN` where sizes allow, so that the file can be mapped.
@@ -93,8 +95,15 @@ def add_meta(path: str | os.PathLike, name: str, value: str) -> None:
         file.write(encoded.ljust(size))
 
 
-def read_weights(path: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, str]]:
+def read_weights(
+    path: str | os.PathLike, encoder: Callable[[Any], Any] | None = None
+) -> tuple[StereoConfig, Any, dict[str, str]]:
     """-> (config, params, meta); params are read-only windows on the file, read when used.
+
+    A network with batch norms has their running moments in one more branch of `params`,
+    "batch_stats".
+
+    encoder: the function of a custom student's encoder, which a file cannot hold
 
     Raises:
       InputError: the file is absent, cut short, not one of ours, or its arrays are not those of the
@@ -116,7 +125,10 @@ def read_weights(path: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, 
         raise InputError(f"{path} is not a complete safetensors file ({e}): copy it again.") from e
     meta = {k: v for k, v in header.items() if k not in ("format", "architecture")}
     try:
-        config = StereoConfig.from_dict(json.loads(header["architecture"]))
+        values = json.loads(header["architecture"])
+        if encoder is not None:
+            values = _with_encoder(path, values, encoder)
+        config = StereoConfig.from_dict(values)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as e:
         raise InputError(
             f"The header of {path} does not describe an architecture ({type(e).__name__}): write "
@@ -126,8 +138,17 @@ def read_weights(path: str | os.PathLike) -> tuple[StereoConfig, Any, dict[str, 
     return config, flax.traverse_util.unflatten_dict(flat, sep="/"), meta
 
 
+def _with_encoder(path: pathlib.Path, values: Any, encoder: Callable[[Any], Any]) -> Any:
+    model = values["encoder"].get("model", {})
+    if model.get("family") != "custom":
+        raise InputError(
+            f"{path} holds {values['name']!r}, whose encoder is known: load it without `encoder`."
+        )
+    return {**values, "encoder": {**values["encoder"], "model": {**model, "function": encoder}}}
+
+
 def _require_shapes(path: pathlib.Path, config: StereoConfig, found: Mapping[str, tuple]) -> None:
-    want = parameter_shapes(config)
+    want = array_shapes(config)
     problems = [
         f"{name} {shape}: "
         + (f"expected the shape {want[name]}" if name in want else "the architecture has none")

@@ -235,7 +235,9 @@ def torch_name(name: str, lines: Sequence[Line] = LINES) -> str:
     return found[1] if found else name
 
 
-def to_torch(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_torch(
+    params: Mapping[str, np.ndarray], lines: Sequence[Line] = LINES
+) -> dict[str, np.ndarray]:
     """Returns {torch name: view of our array in torch's layout}, with a released file's aliases.
 
     Raises:
@@ -243,7 +245,7 @@ def to_torch(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     out, problems = {}, []
     for name, array in params.items():
-        found = _line_of(name)
+        found = _line_of(name, lines)
         if found is None:
             problems.append(f"{name} {array.shape}")
             continue

@@ -195,6 +195,11 @@ class StereoConfig:
             )
         if h.kind not in ("dpt", "catconv"):
             raise InputError(f"{self.name}: head.kind is {h.kind!r}; choose from dpt, catconv.")
+        if h.kind == "catconv" and (h.width % 4 or h.late_double or h.last_norm):
+            raise InputError(
+                f"{self.name}: a catconv head needs a head.width that 4 divides, without "
+                f"head.late_double and head.last_norm; head.width is {h.width}."
+            )
 
 
 def require_rotary(name: str, part: str, c: EncoderConfig | DecoderConfig) -> None:

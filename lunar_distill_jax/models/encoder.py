@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lunar_distill_jax.models.config import EncoderConfig
 from lunar_distill_jax.models.layers import EncoderBlock, LayerNorm, Rope
 from lunar_distill_jax.models.rope import grid_positions, rotary_table
+
+
+class Encoded(NamedTuple):
+    """What an encoder says of a batch of images.
+
+    tokens:    [B, N, D], row by row
+    positions: int32 (row, column) of the tokens, [N, 2], or [B, N, 2]
+    stem:      maps of a convolutional stem [B, H / 2^i, W / 2^i, C], fine to coarse, or []
+    named:     {name: feature} of the encoder's inside, each with the batch first; may be empty
+    """
+
+    tokens: Any
+    positions: Any
+    stem: Any
+    named: Any
 
 
 def by_orientation(portrait, upright, stored):
@@ -75,10 +91,10 @@ def grid_embedding(h: int, w: int, width: int) -> np.ndarray:
 
 
 class Encoder(nn.Module):
-    """image: [B, H, W, 3] in [-1, 1] -> (tokens [B, N, D], positions, stem maps or [])
+    """image: [B, H, W, 3] in [-1, 1] -> `Encoded`
 
-    portrait:  which samples are portrait images stored transposed: a bool for all, or [B] bool
-    positions: int32 (row, column), [N, 2], or [B, N, 2] where `portrait` is an array
+    portrait: which samples are portrait images stored transposed: a bool for all, or [B] bool;
+              positions are [B, N, 2] where it is an array
     """
 
     config: EncoderConfig
@@ -103,16 +119,23 @@ class Encoder(nn.Module):
         rope = Rope(*rotary_table(positions, c.width // c.heads, self.rope_base))
         for i in range(c.depth):
             x = EncoderBlock(c.heads, c.mlp_ratio, self.dtype, name=f"block{i}")(x, rope)
-        return LayerNorm(dtype=self.dtype, name="norm")(x), positions, maps
+        return Encoded(LayerNorm(dtype=self.dtype, name="norm")(x), positions, maps, {})
 
 
-def encode_views(encoder, image1, image2, portrait1=False, portrait2=False):
+def encode_views(
+    encoder, image1, image2, portrait1=False, portrait2=False
+) -> tuple[Encoded, Encoded]:
     """Both views through one encoder: as one batch where their sizes agree, else one by one."""
     if image1.shape != image2.shape:
         return encoder(image1, portrait1), encoder(image2, portrait2)
     b, portrait = image1.shape[0], portrait1
     if not (isinstance(portrait1, bool) and portrait1 is portrait2):
         portrait = jnp.concatenate([jnp.broadcast_to(p, (b,)) for p in (portrait1, portrait2)])
-    tokens, positions, maps = encoder(jnp.concatenate([image1, image2]), portrait)
-    p1, p2 = (positions, positions) if positions.ndim == 2 else (positions[:b], positions[b:])
-    return (tokens[:b], p1, [m[:b] for m in maps]), (tokens[b:], p2, [m[b:] for m in maps])
+    both = encoder(jnp.concatenate([image1, image2]), portrait)
+
+    def half(rows):
+        tokens, stem, named = jax.tree.map(lambda x: x[rows], (both.tokens, both.stem, both.named))
+        positions = both.positions if both.positions.ndim == 2 else both.positions[rows]
+        return Encoded(tokens, positions, stem, named)
+
+    return half(slice(b)), half(slice(b, None))

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lunar_distill_jax.models.catconv import CatConv
 from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.dpt import DensePrediction
 from lunar_distill_jax.models.layers import LayerNorm
@@ -93,7 +94,8 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, layers, size: tuple[int, int], stem=()):
         c = self.config
-        dense = DensePrediction(c.head, 4, self.dtype, name="dpt")
+        kind = {"dpt": DensePrediction, "catconv": CatConv}[c.head.kind]
+        dense = kind(c.head, 4, self.dtype, name=c.head.kind)
         channels = c.head.desc + c.head.two_confs
         local = LocalFeatures(
             c.head.desc_ratio, channels, c.encoder.patch, self.dtype, name="local_features"

@@ -10,35 +10,11 @@ import jax.numpy as jnp
 from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.decoder import Decoder
 from lunar_distill_jax.models.encoder import Encoder, encode_views
+from lunar_distill_jax.models.encoders.adapted import AdaptedEncoder
+from lunar_distill_jax.models.encoders.config import AdaptedEncoderConfig
 from lunar_distill_jax.models.heads import Head, prediction_from_raw
+from lunar_distill_jax.models.unused import hold_unused
 from lunar_distill_jax.types import Prediction
-
-
-class UnusedConv(nn.Module):
-    """The parameters of a 3x3 convolution between `width` channels, without the convolution."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self):
-        self.param("kernel", nn.initializers.lecun_normal(), (3, 3, self.width, self.width))
-        self.param("bias", nn.initializers.zeros, (self.width,))
-
-
-class Unused(nn.Module):
-    """Tensors of the released files that no computation reads: 2,361,088 numbers of the teacher.
-
-    The mask of the pre-training, and in each head the first unit of the coarsest fusion, which has
-    one input and so nothing to add.
-    """
-
-    config: StereoConfig
-
-    @nn.compact
-    def __call__(self):
-        self.param("mask_token", nn.initializers.zeros, (1, 1, self.config.decoder.width))
-        for name in ("head1_conv1", "head1_conv2", "head2_conv1", "head2_conv2"):
-            UnusedConv(self.config.head.width, name=name)()
 
 
 def oriented_raw(head: Head, layers, size: tuple[int, int], stem, portrait):
@@ -70,16 +46,25 @@ def oriented_raw(head: Head, layers, size: tuple[int, int], stem, portrait):
     )
 
 
+def encoder_of(config: StereoConfig, dtype: Any, train: bool) -> nn.Module:
+    if isinstance(config.encoder, AdaptedEncoderConfig):
+        return AdaptedEncoder(config.encoder, dtype, train, name="encoder")
+    return Encoder(config.encoder, config.rope_base, dtype, name="encoder")
+
+
 class StereoNet(nn.Module):
     """MASt3R (Leroy et al. 2024): images [B, H, W, 3] in [-1, 1] -> (Prediction, Prediction).
 
     portrait1, portrait2: which samples are portrait images stored transposed in landscape arrays,
                           as `Encoder` takes it; maps keep the stored orientation, tokens run
                           through the upright picture
+    train:                batch norms of the encoder (MobileNetV3 has them) use the batch's own
+                          moments, and update the collection "batch_stats"
     """
 
     config: StereoConfig
     dtype: Any = jnp.float32
+    train: bool = False
 
     @nn.compact
     def __call__(
@@ -87,27 +72,28 @@ class StereoNet(nn.Module):
     ) -> tuple[Prediction, Prediction]:
         c = self.config
         if c.keep_unused:
-            Unused(c, name="unused")()
-        encoder = Encoder(c.encoder, c.rope_base, self.dtype, name="encoder")
-        (t1, p1, stem1), (t2, p2, stem2) = encode_views(
-            encoder, image1, image2, portrait1, portrait2
-        )
+            hold_unused(c)
+        encoder = encoder_of(c, self.dtype, self.train)
+        one, two = encode_views(encoder, image1, image2, portrait1, portrait2)
         decoder = Decoder(c.decoder, c.rope_base, self.dtype, name="decoder")
-        layers1, layers2 = decoder(t1, t2, p1, p2)
+        layers1, layers2 = decoder(one.tokens, two.tokens, one.positions, two.positions)
+        names = ("head", "head") if c.head.shared else ("head1", "head2")
+        heads = {name: Head(c, self.dtype, name=name) for name in names}
 
-        def view(name, image, layers, positions, stem, portrait):
+        def view(head, image, layers, encoded, portrait):
             size = (image.shape[1] // c.encoder.patch, image.shape[2] // c.encoder.patch)
-            raw = oriented_raw(Head(c, self.dtype, name=name), layers, size, stem, portrait)
+            raw = oriented_raw(head, layers, size, encoded.stem, portrait)
             prediction = prediction_from_raw(raw, two_confs=c.head.two_confs)
             features = {
                 "encoder": layers[0],
-                "positions": positions,
+                "positions": encoded.positions,
                 "decoder": tuple(layers[1:]),
                 "raw": raw,
+                "backbone": encoded.named,
             }
             return prediction.replace(features=features)
 
         return (
-            view("head1", image1, layers1, p1, stem1, portrait1),
-            view("head2", image2, layers2, p2, stem2, portrait2),
+            view(heads[names[0]], image1, layers1, one, portrait1),
+            view(heads[names[1]], image2, layers2, two, portrait2),
         )

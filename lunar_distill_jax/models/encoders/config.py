@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.models.encoders.dinov3_config import ConvNeXtConfig, DINOv3Config
 from lunar_distill_jax.models.limits import build_dataclass, require_numbers
 
 TOKEN = 16  # pixels along the side of a decoder token
@@ -99,8 +100,8 @@ class CustomConfig:
             )
 
 
-FAMILIES = {c().family: c for c in (ViTConfig, MobileNetV3Config, CustomConfig)}
-ModelConfig = ViTConfig | MobileNetV3Config | CustomConfig
+ModelConfig = ViTConfig | MobileNetV3Config | DINOv3Config | ConvNeXtConfig | CustomConfig
+FAMILIES = {c().family: c for c in get_args(ModelConfig)}
 
 
 @dataclasses.dataclass(frozen=True)

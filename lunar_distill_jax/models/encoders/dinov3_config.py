@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.models.limits import require_numbers
+
 
 @dataclasses.dataclass(frozen=True)
 class DINOv3Config:
@@ -30,6 +33,18 @@ class DINOv3Config:
     def stride(self) -> int:
         return self.patch
 
+    def check(self, name: str) -> None:
+        """Raises InputError for sizes that no transformer can have; `name` is the network's."""
+        keys = ("width", "depth", "heads", "patch", *(("registers",) if self.registers else ()))
+        sizes = {f"encoder.model.{k}": getattr(self, k) for k in keys}
+        ratios = {f"encoder.model.{k}": getattr(self, k) for k in ("mlp_ratio", "rope_base")}
+        require_numbers(name, sizes, ratios)
+        if self.width % (4 * self.heads):
+            raise InputError(
+                f"{name}: encoder.model.width {self.width} with encoder.model.heads {self.heads} "
+                "gives heads whose channels 4 does not divide; rotary positions need that."
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class ConvNeXtConfig:
@@ -47,6 +62,17 @@ class ConvNeXtConfig:
     @property
     def stride(self) -> int:
         return 2 ** (self.stages + 1)
+
+    def check(self, name: str) -> None:
+        """Raises InputError for sizes that cannot be; `name` is the network's."""
+        sizes = {f"encoder.model.widths[{i}]": n for i, n in enumerate(self.widths)}
+        sizes |= {f"encoder.model.depths[{i}]": n for i, n in enumerate(self.depths)}
+        require_numbers(name, {**sizes, "encoder.model.stages": self.stages}, {})
+        if not len(self.widths) == len(self.depths) >= self.stages:
+            raise InputError(
+                f"{name}: encoder.model has {len(self.widths)} widths, {len(self.depths)} depths "
+                f"and stages {self.stages}; give a width and a depth for each stage."
+            )
 
 
 VIT_SIZES = {

@@ -1,0 +1,48 @@
+"""A cheap dense head: concatenated token maps, convolved at 1/16 and 1/4 of the resolution."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lunar_distill_jax.models.config import HeadConfig
+from lunar_distill_jax.models.dpt import ResidualUnit
+
+
+def depth_to_space(x, block: int):
+    """[B, h, w, block * block * C] -> [B, block * h, block * w, C]; C is the fastest channel."""
+    b, h, w, c = x.shape
+    c //= block * block
+    x = x.reshape(b, h, w, block, block, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h * block, w * block, c)
+
+
+class CatConv(nn.Module):
+    """Four token maps -> one output for each pixel, without a pyramid: pixels are channels.
+
+    tokens: four of [B, h * w, D_i], size: (h, w), stem: not read
+    -> [B, 16 h, 16 w, channels] in float32
+
+    Where DPT spends most of its work on maps at 1/2 and 1/1, this one has its last convolution with
+    a neighbourhood at 1/4; what is finer comes from its channels (Shi et al. 2016).
+    """
+
+    config: HeadConfig
+    channels: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens, size: tuple[int, int], stem=()):
+        c = self.config
+        conv = functools.partial(nn.Conv, dtype=self.dtype)
+        x = jnp.concatenate([t.astype(self.dtype) for t in tokens], axis=-1)
+        x = x.reshape(x.shape[0], *size, x.shape[-1])
+        x = ResidualUnit(self.dtype, name="unit0")(conv(c.width, (1, 1), name="project")(x))
+        x = depth_to_space(conv(4 * c.width, (1, 1), name="expand")(x), 4)
+        x = ResidualUnit(self.dtype, name="unit1")(x)  # [B, 4 h, 4 w, width / 4]
+        x = nn.relu(conv(c.last, (3, 3), padding=1, name="head1")(x))
+        x = nn.Conv(16 * self.channels, (1, 1), name="head2")(x.astype(jnp.float32))
+        return depth_to_space(x, 4)
