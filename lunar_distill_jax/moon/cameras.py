@@ -12,8 +12,10 @@ import math
 
 import numpy as np
 
+from lunar_distill_jax.moon.options import FIRST
+
 FIELD_OF_VIEW_DEG = 45.0
-LEVELS_KM = 3.5 + 3.0 * np.arange(10)  # nadir and oblique; dynamic flies 0.5 km higher
+Levels = tuple[float, ...]  # altitudes (km) to draw from; dynamic flies 0.5 km higher
 MAX_SIDE = 4.5  # joint footprint over altitude; beyond it the grid cannot resolve the near ground
 MIN_OVERLAP = 0.25
 # The footprint is taken on planes this far (in altitudes) below and above the origin; ground that
@@ -67,14 +69,14 @@ def _around(distance: float, azimuth: float, z: float = 0.0) -> np.ndarray:
     return np.array([distance * math.sin(azimuth), distance * math.cos(azimuth), z])
 
 
-def nadir(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def nadir(rng: np.random.Generator, levels: Levels) -> tuple[np.ndarray, np.ndarray]:
     """Camera 1 looks straight down; camera 2 stands B to its left, B/H in 0.02..0.10.
 
     Camera 2 does not aim at the point below camera 1 but (-B/2, -B/2) beside it in the image, that
     is 0.71 B away: its rotation from camera 1 is (theta/2, theta/2, 0) with tan theta = B/H, as
     measured in StereoLunar.
     """
-    altitude = rng.choice(LEVELS_KM)
+    altitude = rng.choice(levels)
     baseline = altitude * rng.uniform(0.02, 0.10)
     centres = np.array([[0.0, 0.0, altitude], [-baseline, 0.0, altitude]])
     # Image y points to -y of the grid.
@@ -83,8 +85,9 @@ def nadir(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return centres, np.stack([look_at(c, t, right) for c, t in zip(centres, targets, strict=True)])
 
 
-def _oblique_altitudes(rng: np.random.Generator) -> np.ndarray:
-    """Two altitudes (km) within 1 km of a level: same, close, different or progressive."""
+def _oblique_altitudes(rng: np.random.Generator, levels: Levels) -> np.ndarray:
+    """Two altitudes (km) within 1 km of a level (less where that is lower than StereoLunar's):
+    same, close, different or progressive."""
     offset = rng.uniform(-1.0, 1.0)
     close = offset + rng.choice([-1.0, 1.0]) * rng.uniform(0.5, 1.0)
     ends = np.array([rng.uniform(-1.0, -0.4), rng.uniform(0.4, 1.0)])
@@ -94,16 +97,17 @@ def _oblique_altitudes(rng: np.random.Generator) -> np.ndarray:
         rng.permutation(ends),
         (-1, 1),
     ]
-    return rng.choice(LEVELS_KM) + np.array(offsets[rng.integers(4)])
+    level = rng.choice(levels)
+    return level + min(level / 3.5, 1.0) * np.array(offsets[rng.integers(4)])
 
 
-def oblique(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def oblique(rng: np.random.Generator, levels: Levels) -> tuple[np.ndarray, np.ndarray]:
     """Both cameras look at one point from 0.5..1.1 altitudes aside, azimuths within 10 degrees.
 
     They stand to the south of the grid; the grid itself is turned at random when put on the Moon.
     """
     centres, rotations = [], []
-    for altitude in _oblique_altitudes(rng):
+    for altitude in _oblique_altitudes(rng, levels):
         azimuth = math.pi + math.radians(rng.uniform(-10, 10))
         centre = _around(altitude * rng.uniform(0.5, 1.1), azimuth, altitude)
         target = np.append(rng.uniform(-0.0125, 0.0125, 2), 0.0)
@@ -113,9 +117,9 @@ def oblique(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(centres), np.stack(rotations)
 
 
-def dynamic(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def dynamic(rng: np.random.Generator, levels: Levels) -> tuple[np.ndarray, np.ndarray]:
     """A descent: altitudes vary by 30 %, pointing wanders by up to 30 degrees, roll is free."""
-    level = rng.choice(LEVELS_KM) + 0.5
+    level = rng.choice(levels) + 0.5
     centres, rotations = [], []
     for _ in range(2):
         altitude = level * rng.uniform(0.7, 1.3)
@@ -157,9 +161,11 @@ def plane_overlap(centre: np.ndarray, rotation: np.ndarray) -> float:
 TRAJECTORIES = {"nadir": nadir, "oblique": oblique, "dynamic": dynamic}
 
 
-def draw_cameras(rng: np.random.Generator, trajectory: str) -> CameraPair | None:
+def draw_cameras(
+    rng: np.random.Generator, trajectory: str, levels: Levels = FIRST.levels_km
+) -> CameraPair | None:
     """One camera pair, or None where it sees sky, too wide a ground, or too little in common."""
-    centre, rotation = TRAJECTORIES[trajectory](rng)
+    centre, rotation = TRAJECTORIES[trajectory](rng, levels)
     altitude = centre[:, 2].mean()
     relief = RELIEF[trajectory] * altitude
     seen = [
@@ -176,3 +182,21 @@ def draw_cameras(rng: np.random.Generator, trajectory: str) -> CameraPair | None
         return None
     x0, y0 = (low + high - side) / 2
     return CameraPair(centre, rotation, float(x0), float(y0), side)
+
+
+def move_over(
+    drawn: CameraPair, over: CameraPair, heights: np.ndarray, rng: np.random.Generator
+) -> CameraPair:
+    """A pair whose square is no larger, turned by quarters and put somewhere over the ground of
+    another one, lifted to the height (km) of the ground [N, N] below its origin."""
+    R = rotation_about(2, rng.integers(4) * math.pi / 2)
+    low, high = np.array([drawn.x0, drawn.y0]), np.array([drawn.x0, drawn.y0]) + drawn.side
+    corners = np.sort(np.stack([R[:2, :2] @ low, R[:2, :2] @ high]), 0)
+    room = over.side - drawn.side
+    shift = np.array([over.x0, over.y0]) + rng.uniform(0, 1, 2) * room - corners[0]
+    n = len(heights)
+    column, row = np.rint((shift - [over.x0, over.y0]) / over.side * (n - 1)).astype(int)
+    lift = float(heights[np.clip(row, 0, n - 1), np.clip(column, 0, n - 1)])
+    centre = drawn.centre @ R.T + np.append(shift, lift)
+    x0, y0 = corners[0] + shift
+    return CameraPair(centre, R @ drawn.rotation, float(x0), float(y0), drawn.side)

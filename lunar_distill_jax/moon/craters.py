@@ -13,12 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lunar_distill_jax.moon import morphology
+from lunar_distill_jax.moon.options import FIRST, Ground
+
 YOUNGEST, OLDEST = 0.018, 0.6  # ages K; the oldest crater counts as erased
 AGES = np.geomspace(YOUNGEST, OLDEST, 16)
 REACH = 3.0  # a crater ends at this many radii
 STEPS_PER_RADIUS = 32
 DEGREE = 16
-DENSITY = 1.7  # crater count relative to Trask's equilibrium
+YOUNG_GIANTS = 0.2  # debris, not diffusion, wears down a crater of many kilometres
+SECONDARY_DEPTH = 0.6  # of a primary's: secondaries hit slowly
 
 
 def fresh_profile(x: np.ndarray) -> np.ndarray:
@@ -83,7 +87,13 @@ def expected_count(n: int, patch: int, factor: float) -> float:
     Trask's (1966) equilibrium N(>D) = 10^-1.1 D^-2 is free of scale, so it holds in cells too.
     """
     per_cell = 10**-1.1 * ((6 / patch) ** 2 - (3 / patch) ** 2)
-    return DENSITY * factor * per_cell * (n + patch / 2) ** 2
+    return factor * per_cell * (n + patch / 2) ** 2
+
+
+def _aged_count(n: int, patch: int, cell_km: float, age_ga: float) -> float:
+    """The same for a surface of some age that has not reached equilibrium."""
+    small, large = (morphology.production(patch / parts * cell_km, age_ga) for parts in (6, 3))
+    return (small - large) * ((n + patch / 2) * cell_km) ** 2
 
 
 def size_factor(diameter_km: float) -> float:
@@ -91,18 +101,23 @@ def size_factor(diameter_km: float) -> float:
     return float(np.clip(diameter_km**0.75, 0.15, 2.0))
 
 
-def draw_counts(rng: np.random.Generator, n: int, cell_km: float) -> np.ndarray:
+def draw_counts(
+    rng: np.random.Generator, n: int, cell_km: float, ground: Ground = FIRST.ground
+) -> np.ndarray:
     """Poisson number of craters of each class, int32 [classes]."""
-    means = [
-        expected_count(n, p, size_factor(p / math.sqrt(18.0) * cell_km)) for p in patch_sizes(n)
-    ]
-    return np.minimum(rng.poisson(means), [_capacity(n, p) for p in patch_sizes(n)]).astype(
+    means = []
+    for p in patch_sizes(n):
+        factor = ground.density * size_factor(p / math.sqrt(18.0) * cell_km)
+        means.append(expected_count(n, p, factor))
+        if ground.age_ga is not None:
+            means[-1] = min(means[-1], _aged_count(n, p, cell_km, ground.age_ga))
+    return np.minimum(rng.poisson(means), [_capacity(n, p, ground) for p in patch_sizes(n)]).astype(
         np.int32
     )
 
 
-def _capacity(n: int, patch: int) -> int:
-    most = expected_count(n, patch, 2.0)
+def _capacity(n: int, patch: int, ground: Ground) -> int:
+    most = expected_count(n, patch, 2.0 * ground.density)
     return math.ceil(most + 6.0 * math.sqrt(most) + 4.0)
 
 
@@ -112,11 +127,11 @@ def depth_factor(diameter_km: jax.Array) -> jax.Array:
     return small * jnp.maximum(diameter_km / 10.0, 1.0) ** -0.7
 
 
-def _draw(key: jax.Array, n: int, cell_km: jax.Array) -> list[jax.Array]:
-    """Craters of each class [capacity, 5]: centre row and column, diameter (all in cells), age K,
-    depth scale (km)."""
+def _draw(key: jax.Array, n: int, cell_km: jax.Array, ground: Ground) -> list[jax.Array]:
+    """Craters of each class [capacity, 5 or 11]: centre row and column, diameter (all in cells),
+    age K, depth scale (km), and what `_shapes` adds."""
     sizes = patch_sizes(n)
-    capacities = [_capacity(n, patch) for patch in sizes]
+    capacities = [_capacity(n, patch, ground) for patch in sizes]
     patch = jnp.asarray(np.repeat(np.float32(sizes), capacities))
     uniform = jax.random.uniform(key, (4, sum(capacities)))
     row, column = (uniform[i] * (n + patch / 2) - patch / 4 for i in (0, 1))
@@ -125,8 +140,34 @@ def _draw(key: jax.Array, n: int, cell_km: jax.Array) -> list[jax.Array]:
     age = YOUNGEST + (OLDEST - YOUNGEST) * uniform[3]
     spread = jnp.exp(0.15 * jax.random.normal(jax.random.fold_in(key, 1), patch.shape))
     depth_km = diameter * cell_km * depth_factor(diameter * cell_km) * spread
+    if ground.secondaries:
+        small = diameter * cell_km < 1.0
+        row, column, moved = morphology.cluster(
+            jax.random.fold_in(key, 2), row, column, n, small, ground.secondaries
+        )
+        depth_km *= jnp.where(moved, SECONDARY_DEPTH, 1.0)
     all_craters = jnp.stack([row, column, diameter, age, depth_km], 1)
+    if has_shapes(ground):
+        shapes = _shapes(jax.random.fold_in(key, 3), diameter * cell_km, ground)
+        all_craters = jnp.concatenate([all_craters, shapes], 1)
     return jnp.split(all_craters, np.cumsum(capacities)[:-1])
+
+
+def has_shapes(ground: Ground) -> bool:
+    """Whether craters are more than round bowls."""
+    return bool(ground.irregular or ground.filled or ground.complex_shapes or ground.giants)
+
+
+def _shapes(key: jax.Array, diameter_km: jax.Array, ground: Ground) -> jax.Array:
+    """[N, 6]: four harmonics of the rim, level of the floor (share of the depth), peak (km)."""
+    keys = jax.random.split(key)
+    normal = jnp.clip(jax.random.normal(keys[0], (len(diameter_km), 4)), -2.0, 2.0)
+    floor = morphology.floor_level(keys[1], diameter_km, ground.filled)
+    peak = jnp.zeros_like(floor)
+    if ground.complex_shapes:
+        flat = diameter_km > morphology.COMPLEX_KM
+        floor, peak = jnp.where(flat, 0.65 * floor, floor), morphology.peak_km(diameter_km)
+    return jnp.concatenate([ground.irregular * normal, floor[:, None], peak[:, None]], 1)
 
 
 def _local_plane(weight: jax.Array, heights: jax.Array, y: jax.Array, x: jax.Array):
@@ -151,17 +192,19 @@ def _rim_weight(x_squared: jax.Array) -> jax.Array:
     return w**2 * (3.0 - 2.0 * w)
 
 
-def _stamp(heights: jax.Array, crater: jax.Array, series: jax.Array, patch: int) -> jax.Array:
+def _stamp(
+    heights: jax.Array, crater: jax.Array, series: jax.Array, patch: int, shaped: bool
+) -> jax.Array:
     """Excavates one crater: old relief is pulled to its local plane inside the rim, the profile is
     added. The patch is pushed inside the grid; it still covers all the crater's share of it."""
     n = heights.shape[0]
-    row, column, diameter, age, depth_km = crater
+    row, column, diameter, age, depth_km = crater[:5]
     corner = jnp.clip(jnp.floor(crater[:2]).astype(jnp.int32) - patch // 2, 0, n - patch)
     old = jax.lax.dynamic_slice(heights, corner, (patch, patch))
     steps = jnp.arange(patch)
     y = ((steps + corner[0] - row) / (0.5 * diameter))[:, None]
     x = ((steps + corner[1] - column) / (0.5 * diameter))[None, :]
-    x_squared = y**2 + x**2  # [P, P]
+    x_squared = morphology.ragged(y, x, crater[5:9]) if shaped else y**2 + x**2  # [P, P]
 
     # A few hundred samples fix the plane of a large patch as well as all of them.
     some = slice(None, None, max(1, patch // 32))
@@ -169,20 +212,52 @@ def _stamp(heights: jax.Array, crater: jax.Array, series: jax.Array, patch: int)
     centre, slope_y, slope_x = _local_plane(weight, old[some, some], y[some], x[:, some])
     plane = centre + slope_y * y + slope_x * x
     pull = 0.7 * (1.0 - age / OLDEST) ** 2 * _rim_weight(x_squared)
-    new = old + pull * (plane - old) + depth_km * crater_height(x_squared, age, series)
+    profile = depth_km * crater_height(x_squared, age, series)
+    if shaped:
+        deepest = depth_km * crater_height(jnp.zeros(()), age, series)
+        # The peak grows with the crater's depth: an old one has little of both.
+        peak = jnp.exp(-x_squared / (2 * 0.12**2)) * crater[10] * deepest / (-0.181 * depth_km)
+        profile = morphology.fill(profile, crater[9] * deepest, -0.05 * deepest) + peak
+    new = old + pull * (plane - old) + profile
     return jax.lax.dynamic_update_slice(heights, new, corner)
 
 
-def add_craters(heights: jax.Array, key: jax.Array, counts: jax.Array, cell_km: jax.Array):
+def add_giants(
+    heights: jax.Array, key: jax.Array, giants: jax.Array, cell_km: jax.Array, ground: Ground
+) -> jax.Array:
+    """Stamps craters larger than any class, `giants` [G, 3] (`morphology.draw_giants`), on the
+    whole grid."""
+    series = jnp.asarray(profile_series())
+    row, column, diameter = giants.T
+    age = YOUNGEST + (YOUNG_GIANTS - YOUNGEST) * jax.random.uniform(key, row.shape)
+    depth_km = diameter * cell_km * depth_factor(diameter * cell_km)
+    craters = jnp.stack([row, column, diameter, age, depth_km], 1)
+    shapes = _shapes(jax.random.fold_in(key, 1), diameter * cell_km, ground)
+    craters = jnp.concatenate([craters, shapes], 1)
+
+    def stamp(i, h):
+        return _stamp(h, craters[i], series, h.shape[0], True)
+
+    return jax.lax.fori_loop(0, (diameter > 0).sum(), stamp, heights)
+
+
+def add_craters(
+    heights: jax.Array,
+    key: jax.Array,
+    counts: jax.Array,
+    cell_km: jax.Array,
+    ground: Ground = FIRST.ground,
+):
     """Stamps `counts` [classes] craters of each class on heights [N, N] (km), big to small."""
     n = heights.shape[0]
     series = jnp.asarray(profile_series())
+    shaped = has_shapes(ground)
     for index, (patch, drawn) in enumerate(
-        zip(patch_sizes(n), _draw(key, n, cell_km), strict=True)
+        zip(patch_sizes(n), _draw(key, n, cell_km, ground), strict=True)
     ):
 
         def stamp(i, h, drawn=drawn, patch=patch):
-            return _stamp(h, drawn[i], series, patch)
+            return _stamp(h, drawn[i], series, patch, shaped)
 
         heights = jax.lax.fori_loop(0, counts[index], stamp, heights)
     return heights

@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 NOTHING = -1e3  # km; stands beyond the grid, where no ground can cast a shadow
 
@@ -60,3 +61,25 @@ def lit_fraction(heights: jax.Array, cell_km: jax.Array, sun: jax.Array) -> jax.
     climb = cell_km * sun[2] / jnp.hypot(sun[0], sun[1])
     clearance = (heights - horizon(heights, cell_km, sun)) / climb
     return jnp.clip(2.0 * clearance + 0.5, 0.0, 1.0)
+
+
+def lit_by_disc(
+    heights: jax.Array, cell_km: jax.Array, sun: jax.Array, radius_deg: float, slices: int = 5
+) -> jax.Array:
+    """The same under a sun of finite size: its disc is cut into horizontal slices, each of which is
+    a point sun at its own elevation, weighted by its area. The penumbra grows with distance."""
+    edges = np.linspace(-1.0, 1.0, slices + 1)
+    area = np.diff(np.arcsin(edges) + edges * np.sqrt(1 - edges**2)) / np.pi
+    flat = jnp.hypot(sun[0], sun[1])
+    elevation = jnp.arctan2(sun[2], flat)
+
+    def lit(offset):
+        high = jnp.maximum(elevation + offset, 1e-4)
+        scale = jnp.cos(high) / flat
+        return lit_fraction(
+            heights, cell_km, jnp.stack([sun[0] * scale, sun[1] * scale, jnp.sin(high)])
+        )
+
+    middles = jnp.asarray(np.deg2rad(radius_deg) * (edges[1:] + edges[:-1]) / 2, jnp.float32)
+    parts = jax.lax.map(lit, middles)  # not side by side: each holds several grids
+    return jnp.tensordot(jnp.asarray(area, jnp.float32), parts, 1)
