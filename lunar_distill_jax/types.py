@@ -63,9 +63,15 @@ class Prediction:
 class PointMaps:
     """A prediction of one `StereoPair` by anything (a network, a baseline), on the host.
 
-    points_cam1: float32 [2, H, W, 3]  both views in the camera of view 1, up to scale
+    points_cam1: float32 [2, H, W, 3]  both views in the camera of view 1, up to scale; all NaN
+                 where the predictor has no answer
     conf:        float32 [2, H, W]     higher is surer; ones where the predictor has no opinion
+    matches:     float [N, 4]          pixels (x1, y1, x2, y2) of one ground; None if not looked for
+    T_cam2_cam1: float64 [4, 4]        relative pose from the matches, |t| = 1; NaN if it was sought
+                 in vain, None if not sought
     """
 
     points_cam1: np.ndarray
     conf: np.ndarray
+    matches: np.ndarray | None = None
+    T_cam2_cam1: np.ndarray | None = None

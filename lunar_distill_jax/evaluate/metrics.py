@@ -15,20 +15,41 @@ import numpy as np
 from lunar_distill_jax import geometry
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.evaluate import align
+from lunar_distill_jax.evaluate.catalogue import Metric
 from lunar_distill_jax.types import PointMaps, StereoPair
 
-METRICS = {  # name -> what it is; the order of tables
-    "abs_rel": "mean |z - z_gt| / z_gt in each view's own camera; lower is better",
-    "point_error_pct": "mean distance to the true point, % of its depth; lower is better",
-    "point_error_median_pct": "median of the same",
-    "point_error_p90_pct": "90th percentile of the same",
-    "point_error_sim3_pct": "mean of the same after a trimmed similarity",
-    "sim3_rotation_deg": "rotation that similarity removed, degrees",
-    "sim3_translation_pct": "translation it removed at camera 1, % of the median depth",
-    "relief_corr": "correlation of depths minus the true plane's; higher is better",
-    "relief_corr_detrended": "the same, each depth minus its own best plane",
-    "conf_mean": "mean confidence",
-    "conf_rank_corr": "Spearman correlation of confidence and -error; higher is better",
+METRICS = {  # the order of tables
+    "abs_rel": Metric(
+        "Depth AbsRel", "fraction", -1, ".4f", about="mean |z - z_gt| / z_gt in each own camera"
+    ),
+    "point_error_pct": Metric(
+        "Point error", "% of depth", -1, ".2f", about="mean distance to the true point"
+    ),
+    "point_error_median_pct": Metric(
+        "Point error, median", "% of depth", -1, ".2f", about="its median over pixels", detail=True
+    ),
+    "point_error_p90_pct": Metric(
+        "Point error, 90th pct.", "% of depth", -1, ".2f", about="its 90th percentile", detail=True
+    ),
+    "point_error_sim3_pct": Metric(
+        "Point error, Sim(3)", "% of depth", -1, ".2f", "similarity", "after a trimmed similarity"
+    ),
+    "sim3_rotation_deg": Metric(
+        "Sim(3) rotation", "degrees", -1, ".2f", "similarity", "what it had to turn", detail=True
+    ),
+    "sim3_translation_pct": Metric(
+        "Sim(3) shift", "% of depth", -1, ".2f", "similarity", "what it had to move", detail=True
+    ),
+    "relief_corr": Metric(
+        "Relief corr.", "r", +1, ".3f", "relief", "correlation of depths minus the true plane's"
+    ),
+    "relief_corr_detrended": Metric(
+        "Relief corr., detrended", "r", +1, ".3f", "relief", "each depth minus its own best plane"
+    ),
+    "conf_mean": Metric("Mean confidence", "", 0, ".2f", "confidence", detail=True),
+    "conf_rank_corr": Metric(
+        "Confidence rank corr.", "ρ", +1, ".3f", "confidence", "Spearman's, with minus the error"
+    ),
 }
 FLAT = 1e-4  # relief whose sd is a smaller part of the depth is less than HALF's rounding of it
 MAX_RANKED = 65536  # pixels; ranking all of two 512 x 512 views would dominate the run time
@@ -79,22 +100,53 @@ def ground_truth(pair: StereoPair) -> GroundTruth:
     return GroundTruth(points, depth, plane, pair.valid, rays, T_cam2_cam1)
 
 
-def pair_metrics(prediction: PointMaps, truth: GroundTruth) -> dict[str, float]:
-    """All `METRICS` of one prediction.
+@dataclasses.dataclass(frozen=True)
+class Aligned:
+    """A prediction and what brings it to the ground truth.
+
+    points:     float64 [2, H, W, 3]  in camera 1, as predicted
+    conf:       float64 [2, H, W]
+    scale:      of `align.fit_scale`
+    similarity: of `align.fit_similarity`
+    """
+
+    points: np.ndarray
+    conf: np.ndarray
+    scale: float
+    similarity: align.Similarity
+
+
+def aligned(prediction: PointMaps, truth: GroundTruth) -> Aligned:
+    """Checks a prediction and aligns it.
 
     Raises:
       ValueError: the prediction has another shape than the truth, or a point that is not finite.
     """
     _check(prediction, truth)
     points = prediction.points_cam1.astype(np.float64)
+    X, X_gt = points[truth.valid], truth.points_cam1[truth.valid]
+    return Aligned(
+        points,
+        prediction.conf.astype(np.float64),
+        align.fit_scale(X, X_gt),
+        align.fit_similarity(X, X_gt),
+    )
+
+
+def pair_metrics(prediction: PointMaps, truth: GroundTruth) -> dict[str, float]:
+    """All `METRICS` of one prediction; raises as `aligned` does."""
+    return surface_metrics(aligned(prediction, truth), truth)
+
+
+def surface_metrics(prediction: Aligned, truth: GroundTruth) -> dict[str, float]:
+    """All `METRICS` of an aligned prediction."""
+    points, similarity = prediction.points, prediction.similarity
     X, X_gt, z_gt = points[truth.valid], truth.points_cam1[truth.valid], truth.depth[truth.valid]
-    scale = align.fit_scale(X, X_gt)
-    error = _distance_pct(scale * X, X_gt, z_gt)
-    similarity = align.fit_similarity(X, X_gt)
-    error_sim3 = _distance_pct(similarity(X), X_gt, z_gt)
+    error = distance_pct(prediction.scale * X, X_gt, z_gt)
+    error_sim3 = distance_pct(similarity(X), X_gt, z_gt)
     moved = np.linalg.norm(similarity.translation) / np.median(z_gt)
-    own = own_depths(scale * points, truth)
-    conf = prediction.conf[truth.valid].astype(np.float64)
+    own = own_depths(prediction.scale * points, truth)
+    conf = prediction.conf[truth.valid]
     step = -(-len(conf) // MAX_RANKED)
     values = {
         "abs_rel": _per_view(_abs_rel, own, truth),
@@ -112,7 +164,7 @@ def pair_metrics(prediction: PointMaps, truth: GroundTruth) -> dict[str, float]:
     return {name: float(values[name]) for name in METRICS}
 
 
-def _distance_pct(X: np.ndarray, X_gt: np.ndarray, z_gt: np.ndarray) -> np.ndarray:
+def distance_pct(X: np.ndarray, X_gt: np.ndarray, z_gt: np.ndarray) -> np.ndarray:
     """Distance of points [N, 3] from the truth in % of its depth [N]."""
     offset = X - X_gt
     return 100 * np.sqrt(np.einsum("nc,nc->n", offset, offset)) / z_gt

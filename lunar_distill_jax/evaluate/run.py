@@ -1,8 +1,4 @@
-"""Runs predictors over pairs and sums up: `metrics.json` and `pairs.csv`.
-
-The suns of one geometry are no independent evidence, so every mean is taken first over the pairs of
-a geometry, then over geometries, and intervals resample geometries.
-"""
+"""Runs predictors over pairs and sums up: `metrics.json` and `pairs.csv`."""
 
 from __future__ import annotations
 
@@ -10,30 +6,40 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from lunar_distill_jax import atomic
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.evaluate import metrics
+from lunar_distill_jax.evaluate import hosts, statistics
+from lunar_distill_jax.evaluate.catalogue import Metric
+from lunar_distill_jax.evaluate.metrics import METRICS
+from lunar_distill_jax.evaluate.protocol import CORE, Protocol
 from lunar_distill_jax.types import PointMaps, StereoPair
 
 Predictor = Callable[[Sequence[StereoPair]], Sequence[PointMaps]]
 
-RESAMPLES = 1000
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One model on one pair; `values` has the keys of `metrics.METRICS`."""
+    """One model on one pair.
+
+    values:     by the names of the protocol's metrics; NaN where one does not apply
+    conditions: {condition: bin}
+    curves:     {name: [points]}
+    """
 
     model: str
     pair: str
     geometry: str
     trajectory: str
     values: dict[str, float]
+    conditions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    curves: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +48,22 @@ class Evaluation:
 
     rows: tuple[Row, ...]
     summary: dict[str, dict]
+    protocol: Protocol = CORE
 
 
 def evaluate(
     predictors: Mapping[str, Predictor],
     pairs: Iterable[StereoPair],
     *,
+    protocol: Protocol = CORE,
     chunk: int = 8,
     seed: int = 0,
     progress: Callable[[int], object] = lambda pairs_done: None,
 ) -> Evaluation:
     """Scores every predictor on the same pixels of the same pairs.
+
+    On several hosts each gives its own share of the pairs (`hosts.own_share`) and gets the result
+    of all.
 
     Args:
       predictors: name -> function from a list of pairs of one size to their point maps
@@ -64,51 +75,92 @@ def evaluate(
       InputError: there is no pair.
       ValueError: a predictor returned too few point maps, or unusable ones.
     """
-    rows = []
+    rows: list[Row] = []
     for batch in _chunks(pairs, chunk):
-        truths = [metrics.ground_truth(pair) for pair in batch]
+        prepared = [protocol.prepare(pair) for pair in batch]
         for model, predict in predictors.items():
-            rows.extend(_score(model, predict(batch), batch, truths))
+            rows.extend(_score(model, predict(batch), batch, prepared, protocol))
         progress(len(batch))
+    rows = [Row(**json.loads(text)) for text in hosts.gather([_as_text(row) for row in rows])]
     if not rows:
         raise InputError(
             "There is nothing to evaluate (found 0 pairs or predictors, expected at least 1 of "
             "each): give a folder that holds pairs."
         )
-    return Evaluation(tuple(rows), {model: summarise(rows, model, seed) for model in predictors})
+    summary = {model: summarise(rows, model, seed, protocol.metrics) for model in predictors}
+    first, *others = predictors
+    for model in others:
+        summary[model]["versus"] = {first: compare(rows, model, first, seed, protocol.metrics)}
+    return Evaluation(tuple(rows), summary, protocol)
 
 
-def summarise(rows: Iterable[Row], model: str, seed: int = 0) -> dict:
-    """Means of one model over geometries, in all and per trajectory.
+def summarise(
+    rows: Iterable[Row], model: str, seed: int = 0, metrics: Mapping[str, Metric] = METRICS
+) -> dict:
+    """Averages of one model, in all, per trajectory and under each condition.
 
     Returns:
-      {metric: mean, ..., "pairs": n, "geometries": n, "interval95": {metric: [low, high]} or None,
-      "trajectory": {name: the same without "trajectory"}}. The interval is a percentile bootstrap
-      over geometries, None with fewer than two; one seed resamples all models alike.
+      {metric: average, ..., "pairs": n, "geometries": n, "interval95": {metric: [low, high]} or
+      None with fewer than two geometries, "trajectory": {name: the same}, "by": {condition: {bin:
+      the same}}}; averages and intervals as `statistics.average` has them.
     """
     own = [row for row in rows if row.model == model]
-    out = _means(own, seed)
-    out["trajectory"] = {
-        name: _means([row for row in own if row.trajectory == name], seed)
-        for name in sorted({row.trajectory for row in own})
-    }
+    out = _averages(own, seed, metrics)
+    out["trajectory"] = _split(own, lambda row: row.trajectory, seed, metrics)
+    keys = dict.fromkeys(key for row in own for key in row.conditions if key != "trajectory")
+    if keys:
+        out["by"] = {
+            key: _split(own, lambda row, key=key: row.conditions[key], seed, metrics)
+            for key in keys
+        }
     return out
 
 
-def write_metrics(path: str | os.PathLike, evaluation: Evaluation) -> None:
-    """Writes `summary` as JSON, one key per model, six digits."""
-    text = json.dumps(_rounded(evaluation.summary), indent=2, allow_nan=False)
+def compare(
+    rows: Sequence[Row],
+    model: str,
+    other: str,
+    seed: int = 0,
+    metrics: Mapping[str, Metric] = METRICS,
+) -> dict[str, dict]:
+    """{metric: {"difference": model - other, "interval95", "pairs"}} over the pairs of both."""
+    geometry = {row.pair: row.geometry for row in rows}
+    out = {}
+    for name, metric in metrics.items():
+        ours, theirs = (
+            {row.pair: row.values[name] for row in rows if row.model == m} for m in (model, other)
+        )
+        centre, interval, pairs = statistics.difference(ours, theirs, geometry, metric, seed)
+        if pairs:
+            out[name] = {"difference": centre, "interval95": interval, "pairs": pairs}
+    return out
+
+
+def write_metrics(path: str | os.PathLike, evaluation: Evaluation, **extra: Mapping) -> None:
+    """Writes `summary` as JSON, one key per model, six digits; null where there is no number.
+
+    extra: {model: value} by key, such as costs; added to the models' own entries
+    """
+    summary = {
+        model: {**values, **{key: of[model] for key, of in extra.items() if model in of}}
+        for model, values in evaluation.summary.items()
+    }
+    text = json.dumps(rounded(summary), indent=2, allow_nan=False)
     atomic.write_text(path, text + "\n")
 
 
 def write_pairs(path: str | os.PathLike, evaluation: Evaluation) -> None:
-    """Writes `rows` as CSV: model, pair, geometry, trajectory, then `metrics.METRICS`."""
+    """Writes `rows` as CSV: model, pair, geometry, conditions, then the protocol's metrics."""
+    names = list(evaluation.protocol.metrics)
+    conditions = list(evaluation.rows[0].conditions)
+    conditions = [key for key in conditions if key != "trajectory"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "pair", "geometry", "trajectory", *metrics.METRICS])
+    writer.writerow(["model", "pair", "geometry", "trajectory", *conditions, *names])
     for row in evaluation.rows:
-        names = [row.model, row.pair, row.geometry, row.trajectory]
-        writer.writerow(names + [f"{row.values[name]:.6g}" for name in metrics.METRICS])
+        words = [row.model, row.pair, row.geometry, row.trajectory]
+        words += [row.conditions[key] for key in conditions]
+        writer.writerow(words + [f"{row.values[name]:.6g}" for name in names])
     atomic.write_text(path, text.getvalue())
 
 
@@ -116,16 +168,23 @@ def _score(
     model: str,
     predictions: Sequence[PointMaps],
     batch: Sequence[StereoPair],
-    truths: Sequence[metrics.GroundTruth],
+    prepared: Sequence[Any],
+    protocol: Protocol,
 ) -> Iterator[Row]:
     if len(predictions) != len(batch):
         raise ValueError(f"{model} returned {len(predictions)} point maps for {len(batch)} pairs.")
-    for pair, truth, prediction in zip(batch, truths, predictions, strict=True):
+    for pair, truth, prediction in zip(batch, prepared, predictions, strict=True):
         try:
-            values = metrics.pair_metrics(prediction, truth)
+            values, curves = protocol.score(prediction, truth)
         except ValueError as e:
             raise ValueError(f"{model} on {pair.name}: {e}") from e
-        yield Row(model, pair.name, pair.geometry, pair.trajectory, values)
+        curves = {name: np.asarray(curve).tolist() for name, curve in curves.items()}
+        conditions = protocol.conditions(truth)
+        yield Row(model, pair.name, pair.geometry, pair.trajectory, values, conditions, curves)
+
+
+def _as_text(row: Row) -> str:
+    return json.dumps(dataclasses.asdict(row))  # Python's JSON keeps NaN and every digit
 
 
 def _chunks(pairs: Iterable[StereoPair], chunk: int) -> Iterator[list[StereoPair]]:
@@ -139,33 +198,33 @@ def _chunks(pairs: Iterable[StereoPair], chunk: int) -> Iterator[list[StereoPair
         yield batch
 
 
-def _means(rows: Sequence[Row], seed: int) -> dict:
-    names = sorted({row.geometry for row in rows})
-    table = np.array(
-        [
-            np.mean([list(row.values.values()) for row in rows if row.geometry == name], axis=0)
-            for name in names
-        ]
-    )  # [geometries, metrics]
-    out = dict(zip(metrics.METRICS, table.mean(0).tolist(), strict=True))
+def _split(rows: Sequence[Row], key: Callable[[Row], str], seed: int, metrics) -> dict[str, dict]:
     return {
-        **out,
-        "pairs": len(rows),
-        "geometries": len(names),
-        "interval95": _intervals(table, seed) if len(names) > 1 else None,
+        name: _averages([row for row in rows if key(row) == name], seed, metrics)
+        for name in sorted({key(row) for row in rows})
     }
 
 
-def _intervals(table: np.ndarray, seed: int) -> dict[str, list[float]]:
-    count = len(table)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    low, high = np.percentile(draws @ table / count, [2.5, 97.5], axis=0).tolist()
-    return {name: list(pair) for name, *pair in zip(metrics.METRICS, low, high, strict=True)}
+def _averages(rows: Sequence[Row], seed: int, metrics: Mapping[str, Metric]) -> dict:
+    rows = sorted(rows, key=lambda row: row.pair)
+    geometries = [row.geometry for row in rows]
+    out, intervals = {}, {}
+    for name, metric in metrics.items():
+        values = [row.values[name] for row in rows]
+        out[name], interval = statistics.average(values, geometries, metric, seed)
+        if interval is not None:
+            intervals[name] = list(interval)
+    count = len(set(geometries))
+    several = intervals if count > 1 else None
+    return {**out, "pairs": len(rows), "geometries": count, "interval95": several}
 
 
-def _rounded(value):
+def rounded(value):
+    """Six digits, and None for what JSON has no number for."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import math
 from collections.abc import Iterable, Mapping
+
+from lunar_distill_jax.evaluate import ours
+from lunar_distill_jax.evaluate.catalogue import Metric
 
 ORACLES = {"baseline_plane"}  # they have seen the ground truth of the very pair they are scored on
 ORACLE_TAG = ' <span class="tag">oracle</span>'
@@ -21,34 +23,7 @@ MODEL_NAMES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """How a number is shown.
-
-    better: -1 lower, +1 higher, 0 neither
-    detail: kept out of the main table
-    """
-
-    name: str
-    unit: str = ""
-    better: int = 0
-    form: str = ".4g"
-    detail: bool = False
-
-
-METRICS = {
-    "abs_rel": Metric("Depth AbsRel", "fraction", -1, ".4f"),
-    "point_error_pct": Metric("Point error", "% of depth", -1, ".2f"),
-    "point_error_median_pct": Metric("Point error, median", "% of depth", -1, ".2f", True),
-    "point_error_p90_pct": Metric("Point error, 90th pct.", "% of depth", -1, ".2f", True),
-    "point_error_sim3_pct": Metric("Point error, Sim(3)", "% of depth", -1, ".2f"),
-    "sim3_rotation_deg": Metric("Sim(3) rotation", "degrees", -1, ".2f", True),
-    "sim3_translation_pct": Metric("Sim(3) shift", "% of depth", -1, ".2f", True),
-    "relief_corr": Metric("Relief corr.", "r", +1, ".3f"),
-    "relief_corr_detrended": Metric("Relief corr., detrended", "r", +1, ".3f"),
-    "conf_mean": Metric("Mean confidence", "", 0, ".2f"),
-    "conf_rank_corr": Metric("Confidence rank corr.", "ρ", +1, ".3f", True),
-}
+METRICS = ours.METRICS
 HEADLINES = ("point_error_pct", "relief_corr", "abs_rel")  # split by trajectory, shown with pairs
 
 
