@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
-import jax.numpy as jnp
 
+from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.config import DecoderConfig
-from lunar_distill_jax.models.layers import DecoderBlock, LayerNorm, Rope
+from lunar_distill_jax.models.layers import DecoderBlock, Dense, LayerNorm, Rope
 from lunar_distill_jax.models.rope import rotary_table
 
 
@@ -21,13 +19,13 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
     rope_base: float = 100.0
-    dtype: Any = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, tokens1, tokens2, positions1, positions2):
-        c = self.config
-        embed = nn.Dense(c.width, dtype=self.dtype, name="embed")
-        norm = LayerNorm(dtype=self.dtype, name="norm")
+        c, dtype = self.config, self.compute.dtype
+        block = self.compute.block(DecoderBlock)
+        embed, norm = Dense(c.width, dtype=dtype, name="embed"), LayerNorm(dtype, name="norm")
         rope1, rope2 = (
             Rope(*rotary_table(p, c.width // c.heads, self.rope_base))
             for p in (positions1, positions2)
@@ -35,8 +33,8 @@ class Decoder(nn.Module):
         x1, x2 = embed(tokens1), embed(tokens2)
         layers1, layers2 = [tokens1], [tokens2]
         for i in range(c.depth):
-            block1 = DecoderBlock(c.heads, c.mlp_ratio, self.dtype, name=f"view1_block{i}")
-            block2 = DecoderBlock(c.heads, c.mlp_ratio, self.dtype, name=f"view2_block{i}")
+            block1 = block(c.heads, c.mlp_ratio, self.compute, name=f"view1_block{i}")
+            block2 = block(c.heads, c.mlp_ratio, self.compute, name=f"view2_block{i}")
             # Both from the previous pair: neither view sees the other's new tokens.
             x1, x2 = block1(x1, x2, rope1, rope2), block2(x2, x1, rope2, rope1)
             layers1.append(x1)

@@ -13,6 +13,17 @@ from lunar_distill_jax.models.layers import LayerNorm
 from lunar_distill_jax.models.resize import double
 
 
+def pointwise(x, kernel, *_, **__):
+    """A 1x1 convolution as a matrix product: on a CPU up to 10 times faster.
+
+    x: [B, H, W, C_in], kernel: [1, 1, C_in, C_out]; the other arguments are those of a convolution
+    """
+    return x @ kernel[0, 0]
+
+
+conv1x1 = functools.partial(nn.Conv, kernel_size=(1, 1), conv_general_dilated=pointwise)
+
+
 class Unpatch(nn.Module):
     """Transposed convolution whose kernel equals its stride, as a product and a reshape.
 
@@ -55,7 +66,7 @@ class Fusion(nn.Module):
         x = ResidualUnit(self.dtype, name="unit2")(x)
         # The 1x1 convolution commutes with the interpolation, whose weights sum to 1: a quarter of
         # the work.
-        return double(nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype, name="out")(x))
+        return double(conv1x1(x.shape[-1], dtype=self.dtype, name="out")(x))
 
 
 class DensePrediction(nn.Module):
@@ -76,7 +87,7 @@ class DensePrediction(nn.Module):
         conv = functools.partial(nn.Conv, dtype=self.dtype)
         maps = [t.astype(self.dtype).reshape(t.shape[0], *size, t.shape[-1]) for t in tokens]
         maps = [
-            conv(n, (1, 1), name=f"project{i}")(m)
+            conv1x1(n, dtype=self.dtype, name=f"project{i}")(m)
             for i, (n, m) in enumerate(zip(c.layers, maps, strict=True))
         ]
         maps[0] = Unpatch(4, self.dtype, name="resize0")(maps[0])
@@ -101,5 +112,5 @@ class DensePrediction(nn.Module):
         x = nn.relu(conv(c.last, (3, 3), padding=1, name="head1")(x))
         if c.last_norm:
             x = LayerNorm(name="norm")(x)
-        x = nn.Conv(self.channels, (1, 1), dtype=jnp.float32, name="head2")(x.astype(jnp.float32))
+        x = conv1x1(self.channels, dtype=jnp.float32, name="head2")(x.astype(jnp.float32))
         return double(x) if c.late_double else x

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.config import EncoderConfig
-from lunar_distill_jax.models.layers import EncoderBlock, LayerNorm, Rope
+from lunar_distill_jax.models.layers import Dense, EncoderBlock, LayerNorm, Rope
 from lunar_distill_jax.models.rope import grid_positions, rotary_table
 
 
@@ -99,27 +100,28 @@ class Encoder(nn.Module):
 
     config: EncoderConfig
     rope_base: float = 100.0
-    dtype: Any = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, image, portrait=False):
-        c = self.config
+        c, dtype = self.config, self.compute.dtype
         h, w = image.shape[1] // c.patch, image.shape[2] // c.patch
         positions, maps = grid_positions(*((w, h) if portrait is True else (h, w))), []
         if not isinstance(portrait, bool):
             positions = by_orientation(portrait, grid_positions(w, h)[None], positions[None])
         if c.stem:
-            maps = ConvStem(c.stem, self.dtype, name="stem")(image)
-            x = nn.Dense(c.width, dtype=self.dtype, name="embed")(maps[-1])
+            maps = ConvStem(c.stem, dtype, name="stem")(image)
+            x = Dense(c.width, dtype=dtype, name="embed")(maps[-1])
             x = x.reshape(x.shape[0], h * w, c.width)
         else:
-            x = PatchEmbed(c.width, c.patch, self.dtype, name="patch_embed")(image, portrait)
+            x = PatchEmbed(c.width, c.patch, dtype, name="patch_embed")(image, portrait)
         if c.grid:
-            x = x + grid_embedding(h, w, c.width).astype(self.dtype)[None]
+            x = x + grid_embedding(h, w, c.width).astype(dtype)[None]
         rope = Rope(*rotary_table(positions, c.width // c.heads, self.rope_base))
+        block = self.compute.block(EncoderBlock)
         for i in range(c.depth):
-            x = EncoderBlock(c.heads, c.mlp_ratio, self.dtype, name=f"block{i}")(x, rope)
-        return Encoded(LayerNorm(dtype=self.dtype, name="norm")(x), positions, maps, {})
+            x = block(c.heads, c.mlp_ratio, self.compute, name=f"block{i}")(x, rope)
+        return Encoded(LayerNorm(dtype=dtype, name="norm")(x), positions, maps, {})
 
 
 def encode_views(

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lunar_distill_jax.models.attention import attention
+from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.rope import rotate
 
 
@@ -59,14 +61,19 @@ class LayerNorm(nn.Module):
         return (x * root * scale + bias).astype(self.dtype)
 
 
-def attention(q, k, v):
-    """Softmax attention, scores in float32.
+def dot_float32(x, kernel, dimensions, precision=None):
+    """A matrix product that sums in float32 and rounds once, to the type of x.
 
-    q: [B, h, N, d], k and v: [B, h, M, d] -> [B, h, N, d]
+    For XLA on a CPU this is more than the definition: only if it may return float32 does it use the
+    instructions that multiply bfloat16.
     """
-    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
-    return jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v)
+    out = jax.lax.dot_general(
+        x, kernel, dimensions, precision=precision, preferred_element_type=jnp.float32
+    )
+    return out.astype(x.dtype)
+
+
+Dense = functools.partial(nn.Dense, dot_general=dot_float32)
 
 
 def split_heads(x, heads: int):
@@ -89,14 +96,15 @@ class SelfAttention(nn.Module):
 
     heads: int
     dtype: Any = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x, rope: Callable):
         dim = x.shape[-1]
-        q, k, v = jnp.split(nn.Dense(3 * dim, dtype=self.dtype, name="qkv")(x), 3, axis=-1)
+        q, k, v = jnp.split(Dense(3 * dim, dtype=self.dtype, name="qkv")(x), 3, axis=-1)
         q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
-        x = merge_heads(attention(rope(q), rope(k), v))
-        return nn.Dense(dim, dtype=self.dtype, name="proj")(x)
+        x = merge_heads(attention(rope(q), rope(k), v, self.attention))
+        return Dense(dim, dtype=self.dtype, name="proj")(x)
 
 
 class CrossAttention(nn.Module):
@@ -105,14 +113,16 @@ class CrossAttention(nn.Module):
     heads: int
     dtype: Any = jnp.float32
     key_bias: bool = True
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x, memory, rope: Callable, memory_rope: Callable):
-        dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype)
+        dense = functools.partial(Dense, x.shape[-1], dtype=self.dtype)
         q = split_heads(dense(name="q")(x), self.heads)
         k = split_heads(dense(use_bias=self.key_bias, name="k")(memory), self.heads)
         v = split_heads(dense(name="v")(memory), self.heads)
-        return dense(name="proj")(merge_heads(attention(rope(q), memory_rope(k), v)))
+        x = merge_heads(attention(rope(q), memory_rope(k), v, self.attention))
+        return dense(name="proj")(x)
 
 
 class Mlp(nn.Module):
@@ -124,8 +134,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         dim = x.shape[-1]
-        x = nn.Dense(int(dim * self.ratio), dtype=self.dtype, name="fc1")(x)
-        return nn.Dense(dim, dtype=self.dtype, name="fc2")(nn.gelu(x, approximate=False))
+        x = Dense(int(dim * self.ratio), dtype=self.dtype, name="fc1")(x)
+        return Dense(dim, dtype=self.dtype, name="fc2")(nn.gelu(x, approximate=False))
 
 
 class EncoderBlock(nn.Module):
@@ -133,13 +143,15 @@ class EncoderBlock(nn.Module):
 
     heads: int
     mlp_ratio: float
-    dtype: Any = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x, rope: Rope):
-        norm = functools.partial(LayerNorm, dtype=self.dtype)
-        x = x + SelfAttention(self.heads, self.dtype, name="attn")(norm(name="norm1")(x), rope)
-        return x + Mlp(self.mlp_ratio, self.dtype, name="mlp")(norm(name="norm2")(x))
+        dtype, attention = self.compute.dtype, self.compute.attention
+        norm = functools.partial(LayerNorm, dtype)
+        attend = SelfAttention(self.heads, dtype, attention, name="attn")
+        x = x + attend(norm(name="norm1")(x), rope)
+        return x + Mlp(self.mlp_ratio, dtype, name="mlp")(norm(name="norm2")(x))
 
 
 class DecoderBlock(nn.Module):
@@ -147,13 +159,15 @@ class DecoderBlock(nn.Module):
 
     heads: int
     mlp_ratio: float
-    dtype: Any = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x, y, rope: Rope, other_rope: Rope):
-        norm = functools.partial(LayerNorm, dtype=self.dtype)
-        x = x + SelfAttention(self.heads, self.dtype, name="attn")(norm(name="norm1")(x), rope)
+        dtype, attention = self.compute.dtype, self.compute.attention
+        norm = functools.partial(LayerNorm, dtype)
+        attend = SelfAttention(self.heads, dtype, attention, name="attn")
+        x = x + attend(norm(name="norm1")(x), rope)
         memory = norm(name="norm_y")(y)
-        cross = CrossAttention(self.heads, self.dtype, name="cross_attn")
+        cross = CrossAttention(self.heads, dtype, attention=attention, name="cross_attn")
         x = x + cross(norm(name="norm2")(x), memory, rope, other_rope)
-        return x + Mlp(self.mlp_ratio, self.dtype, name="mlp")(norm(name="norm3")(x))
+        return x + Mlp(self.mlp_ratio, dtype, name="mlp")(norm(name="norm3")(x))

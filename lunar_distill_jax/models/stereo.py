@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.decoder import Decoder
 from lunar_distill_jax.models.encoder import Encoder, encode_views
@@ -46,10 +45,10 @@ def oriented_raw(head: Head, layers, size: tuple[int, int], stem, portrait):
     )
 
 
-def encoder_of(config: StereoConfig, dtype: Any, train: bool) -> nn.Module:
+def encoder_of(config: StereoConfig, compute: Compute, train: bool) -> nn.Module:
     if isinstance(config.encoder, AdaptedEncoderConfig):
-        return AdaptedEncoder(config.encoder, dtype, train, name="encoder")
-    return Encoder(config.encoder, config.rope_base, dtype, name="encoder")
+        return AdaptedEncoder(config.encoder, compute.dtype, train, name="encoder")
+    return Encoder(config.encoder, config.rope_base, compute, name="encoder")
 
 
 class StereoNet(nn.Module):
@@ -63,7 +62,7 @@ class StereoNet(nn.Module):
     """
 
     config: StereoConfig
-    dtype: Any = jnp.float32
+    compute: Compute = Compute()
     train: bool = False
 
     @nn.compact
@@ -73,12 +72,12 @@ class StereoNet(nn.Module):
         c = self.config
         if c.keep_unused:
             hold_unused(c)
-        encoder = encoder_of(c, self.dtype, self.train)
+        encoder = encoder_of(c, self.compute, self.train)
         one, two = encode_views(encoder, image1, image2, portrait1, portrait2)
-        decoder = Decoder(c.decoder, c.rope_base, self.dtype, name="decoder")
+        decoder = Decoder(c.decoder, c.rope_base, self.compute, name="decoder")
         layers1, layers2 = decoder(one.tokens, two.tokens, one.positions, two.positions)
         names = ("head", "head") if c.head.shared else ("head1", "head2")
-        heads = {name: Head(c, self.dtype, name=name) for name in names}
+        heads = {name: Head(c, name=name) for name in names}
 
         def view(head, image, layers, encoded, portrait):
             size = (image.shape[1] // c.encoder.patch, image.shape[2] // c.encoder.patch)
