@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from goldens import dinov3_cases as cases
 
-from lunar_distill_jax.convert.encoder_names_dinov3 import dinov3_from_torch
+from lunar_distill_jax.convert.encoders import own_names, table_of
+from lunar_distill_jax.convert.torch_file import Checkpoint
+from lunar_distill_jax.convert.torch_names import by_table
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.encoders.convnext import ConvNeXt
 from lunar_distill_jax.models.encoders.dinov3 import DINOv3, rotary_table
@@ -66,18 +68,20 @@ def tensors_of(model):
     return {name: cases.weight(name, shape) for name, shape in shapes.items()}
 
 
-def params_of(model):
-    flat = dinov3_from_torch(
-        tensors_of(model), config_of(model), shapes_of(config_of(model)), model
-    )
-    return {"params": flax.traverse_util.unflatten_dict(flat, sep="/")}
+def read(tensors, config, path="dino.safetensors"):
+    """-> {our name: array}, as the encoder of a student is read from a file"""
+    table = table_of(config)
+    tensors = own_names(Checkpoint(pathlib.Path(path), tensors, None), table)
+    return by_table(tensors, table.lines, shapes_of(config), path)
 
 
 def run(model, size):
     """-> (features, named features, {layer: output})"""
     apply = functools.partial(network(config_of(model)).apply, capture_intermediates=True)
     image = cases.image(*size).transpose(0, 2, 3, 1)
-    (features, named), state = jax.device_get(jax.jit(apply)(params_of(model), image))
+    flat = read(tensors_of(model), config_of(model))
+    params = {"params": flax.traverse_util.unflatten_dict(flat, sep="/")}
+    (features, named), state = jax.device_get(jax.jit(apply)(params, image))
     layers = {k: v["__call__"][0] for k, v in state["intermediates"].items() if k != "__call__"}
     return features, named, layers
 
@@ -154,12 +158,13 @@ def test_features_lie_on_the_grid_of_the_stride(model, stages, channels):
     assert {x.dtype for x in (features, *named.values())} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_names_of_models_in_memory_and_unused_stages():
+def test_what_follows_stride_16_is_not_read():
     config = dataclasses.replace(config_of("convnext"), stages=3)
-    tensors = {f"model.{n}" if "stages" in n else n: t for n, t in tensors_of("convnext").items()}
-    flat = dinov3_from_torch(tensors, config, shapes_of(config), "x")
+    flat = read(tensors_of("convnext"), config)
     assert flat.keys() == shapes_of(config).keys()
-    assert not any("stage3" in name or name.startswith("norm") for name in flat)
+    assert {
+        name.split("/")[0] for name in shapes_of(config_of("convnext")).keys() - flat.keys()
+    } == {*("down3", "down3_norm", "stage3_block0", "norm")}
 
 
 def test_all_problems_of_a_file_are_told_at_once():
@@ -169,7 +174,7 @@ def test_all_problems_of_a_file_are_told_at_once():
     tensors["layer.1.mlp.up_proj.weight"] = tensors["layer.1.mlp.up_proj.weight"].T
     del tensors["layer.1.layer_scale2.lambda1"], tensors["embeddings.mask_token"]
     with pytest.raises(InputError) as e:
-        dinov3_from_torch(tensors, config, shapes_of(config), "dino.safetensors")
+        read(tensors, config)
     for part in (
         "dino.safetensors does not hold the network that it declares (4 problems)",
         "layer.0.attention.k_proj.bias (48,): the architecture has no such tensor",

@@ -1,17 +1,12 @@
 """The names of DINOv3's files in the layout of `transformers` and ours, as two tables.
 
-A file of facebook/dinov3-*-pretrain-* is one: `model.safetensors`, written by transformers 4.56 or
-later. Names of a model in memory begin with "model." where those of a file do not; both are read.
+A file of facebook/dinov3-*-pretrain-* is one: `model.safetensors`, as `save_pretrained` of
+transformers 4.56 or later writes it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-
-import numpy as np
-
-from lunar_distill_jax.convert.torch_names import CONV, LINEAR, NORM, Rule, by_table, lines_of
+from lunar_distill_jax.convert.torch_names import CONV, LINEAR, NORM, Rule, lines_of
 from lunar_distill_jax.models.encoders.dinov3_config import ConvNeXtConfig, DINOv3Config
 
 _ATTENTION = {f"attention.{x}_proj": f"attn/{x}" for x in "qkv"} | {"attention.o_proj": "attn/proj"}
@@ -59,23 +54,3 @@ def unused_names(config: DINOv3Config | ConvNeXtConfig) -> tuple[str, ...]:
     if config.stages == len(config.widths):
         return ()
     return (rf"stages\.[{config.stages}-9]\..+", r"layer_norm\..+")
-
-
-def dinov3_from_torch(
-    tensors: Mapping[str, np.ndarray],
-    config: DINOv3Config | ConvNeXtConfig,
-    want: Mapping[str, tuple[int, ...]],
-    path: object,
-) -> dict[str, np.ndarray]:
-    """Returns {our name: view of the tensor in our layout}; names and shapes are those of `want`.
-
-    want: {name: shape} of the encoder's parameters, names joined by "/"
-
-    Raises:
-      InputError: names or shapes do not fit; it lists every problem, and names the file `path`.
-    """
-    unused = unused_names(config)
-    own = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    own = {n: t for n, t in own.items() if not any(re.fullmatch(p, n) for p in unused)}
-    lines = VIT if isinstance(config, DINOv3Config) else CONVNEXT
-    return by_table(own, lines, want, path)
