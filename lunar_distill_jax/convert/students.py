@@ -27,6 +27,7 @@ from lunar_distill_jax.convert.torch_names import (
     lines_of,
     own_names,
     to_torch,
+    torch_name,
 )
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.config import EncoderConfig, StereoConfig
@@ -41,7 +42,8 @@ COUNTERS = (
 
 def _student_lines(config: StereoConfig) -> tuple[Line, ...]:
     mobile = isinstance(config.encoder.model, MobileNetV3Config)
-    module, (rules, bare) = ("backbone", mobilenet_rules()) if mobile else ("vit", vit_rules())
+    owner, module = ("tiny_enc", "backbone") if mobile else ("tiny_vit", "vit")
+    rules, bare = mobilenet_rules() if mobile else vit_rules()
 
     def ours(name):
         statistic = "batch_stats/" if name.startswith("batch_stats/") else ""
@@ -56,13 +58,13 @@ def _student_lines(config: StereoConfig) -> tuple[Line, ...]:
             *(rule for rule in RULES if not rule.ours.startswith("encoder/")),
             Rule("patch_embed.proj", "unused/patch_embed", CONV),
             Rule("enc_norm", "unused/norm", NORM),
-            Rule("tiny_enc.adapter.0", "encoder/adapter", CONV),
-            Rule("tiny_enc.adapter.1", "encoder/adapter_norm", NORM),
-            *(Rule(f"tiny_enc.{module}.{r.torch}", ours(r.ours), r.layout) for r in rules),
+            Rule(f"{owner}.adapter.0", "encoder/adapter", CONV),
+            Rule(f"{owner}.adapter.1", "encoder/adapter_norm", NORM),
+            *(Rule(f"{owner}.{module}.{r.torch}", ours(r.ours), r.layout) for r in rules),
         ],
         {
             "mask_token": "unused/mask_token",
-            **{f"tiny_enc.{module}.{torch}": ours(name) for torch, name in bare.items()},
+            **{f"{owner}.{module}.{torch}": ours(name) for torch, name in bare.items()},
         },
     )
 
@@ -70,11 +72,14 @@ def _student_lines(config: StereoConfig) -> tuple[Line, ...]:
 def _require_student(config: StereoConfig) -> None:
     other = beyond_reference(config)
     if isinstance(config.encoder, EncoderConfig):
-        other = ["encoder.model"]
+        other = {"encoder.depth": config.encoder.depth}
+    if config.rope_base != 100:
+        other["rope_base"] = config.rope_base
     if other:
+        fields = ", no ".join(f"{name} {value}" for name, value in other.items())
         raise InputError(
-            f"{config.name} has no counterpart in the paper's student code, which lacks its "
-            f"{', '.join(other)}."
+            f"{config.name} cannot go to PyTorch, because the paper's student code has no "
+            f"{fields}: keep it in our own format."
         )
 
 
@@ -113,8 +118,10 @@ def student_from_reference(
     named = own_names(
         {n: t for n, t in checkpoint.tensors.items() if not re.fullmatch(COUNTERS, n)}
     )
-    found = by_table(named.tensors, _student_lines(config), full, checkpoint.path, named.problems)
-    kept = array_shapes(config)
+    lines, kept = _student_lines(config), array_shapes(config)
+    # What nothing reads may be there or not: `student_tensors` leaves it out of lean networks.
+    want = {n: s for n, s in full.items() if n in kept or torch_name(n, lines) in named.tensors}
+    found = by_table(named.tensors, lines, want, checkpoint.path, named.problems)
     arrays = exchange_axes({n: a for n, a in found.items() if n in kept}, config.decoder.heads)
     tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
     return config, tree, tree.pop("batch_stats", {})

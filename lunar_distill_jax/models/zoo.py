@@ -1,9 +1,13 @@
-"""Named architectures: the only place where a name becomes a config."""
+"""Named architectures: the only place where a name becomes a config.
+
+A student may be given another encoder: "slim-s@dinov3-b" is slim-s with DINOv3's ViT-B.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Collection
 
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.config import (
@@ -12,6 +16,41 @@ from lunar_distill_jax.models.config import (
     HeadConfig,
     StereoConfig,
 )
+from lunar_distill_jax.models.encoders.config import (
+    AdaptedEncoderConfig,
+    MobileNetV3Config,
+    ModelConfig,
+    ViTConfig,
+)
+from lunar_distill_jax.models.encoders.dinov3_config import CONVNEXT_SIZES, VIT_SIZES
+
+_DINOV2_S = ViTConfig(384, 12, 6, patch=14, grid=37, layer_scale=True, offset=0.1)
+_DINOV2_B = dataclasses.replace(_DINOV2_S, width=768, heads=12)
+# The versions with registers were also trained with another resampling of their positions.
+_REGISTERS = {"registers": 4, "offset": 0.0}
+ENCODERS: dict[str, ModelConfig] = {
+    "mobilenetv3": MobileNetV3Config(),
+    "vit-ti": ViTConfig(192, 12, 3),
+    "dinov2-s": _DINOV2_S,
+    "dinov2-b": _DINOV2_B,
+    "dinov2-s-reg": dataclasses.replace(_DINOV2_S, **_REGISTERS),
+    "dinov2-b-reg": dataclasses.replace(_DINOV2_B, **_REGISTERS),
+    "dune-s": dataclasses.replace(_DINOV2_S, registers=4),
+    "dune-b": dataclasses.replace(_DINOV2_B, registers=4),
+    **{f"dinov3-{size}": model for size, model in VIT_SIZES.items()},
+    **{f"dinov3-convnext-{size}": model for size, model in CONVNEXT_SIZES.items()},
+}
+
+
+def _student(name: str, encoder: str, decoder: DecoderConfig, head: HeadConfig) -> StereoConfig:
+    adapted = AdaptedEncoderConfig(ENCODERS[encoder], decoder.width, pixels=_pixels(encoder))
+    return StereoConfig(name=name, encoder=adapted, decoder=decoder, head=head)
+
+
+def _pixels(encoder: str) -> str:
+    """What the public checkpoint was trained on: timm's ViT-Tiny alone on pixels in [-1, 1]."""
+    return "unit" if encoder == "vit-ti" else "imagenet"
+
 
 # The embedded teacher, trained from scratch on two CPU cores: hence stem, grid and plane.
 MOONLET = StereoConfig(
@@ -32,6 +71,14 @@ MOONLET = StereoConfig(
     ),
 )
 
+# The paper's students: the teacher's heads on small decoders; 4 heads, MLPs as wide as their input.
+_LARGE, _SMALL = DecoderConfig(512, 6, 4, 1.0), DecoderConfig(256, 4, 4, 1.0)
+# Ours: the dense head at Depth-Anything-Small's sizes, a narrow local-feature MLP, one for both
+# views. Decoder heads have 64 channels, as the teacher's, so that these can be inherited.
+_SLIM = HeadConfig(shared=True, width=64, layers=(48, 96, 192, 384), last=32, desc_ratio=1.0)
+_MEDIUM = dataclasses.replace(_SLIM, width=128, layers=(96, 192, 384, 768), last=64)
+_CATCONV = dataclasses.replace(_SLIM, kind="catconv", width=256, last=64)
+
 ARCHITECTURES: dict[str, StereoConfig] = {
     c.name: c
     for c in (
@@ -45,6 +92,15 @@ ARCHITECTURES: dict[str, StereoConfig] = {
             encoder=dataclasses.replace(MOONLET.encoder, depth=2),
             decoder=dataclasses.replace(MOONLET.decoder, depth=2),
         ),
+        _student("s1", "mobilenetv3", _LARGE, HeadConfig()),
+        _student("s2", "dinov2-s", _LARGE, HeadConfig()),
+        _student("s3", "dinov2-s", _SMALL, HeadConfig()),
+        _student("s4", "vit-ti", _LARGE, HeadConfig()),
+        _student("slim-m", "dinov2-s", DecoderConfig(512, 4, 8, 2.0), _MEDIUM),
+        _student("slim-s", "dinov2-s", _SMALL, _SLIM),
+        _student("slim-s-catconv", "dinov2-s", _SMALL, _CATCONV),
+        _student("slim-ti", "vit-ti", DecoderConfig(192, 4, 3, 1.0), _SLIM),
+        _student("slim-mobile", "mobilenetv3", _SMALL, _SLIM),
         # For tests: every part of the teacher, small enough to run in a second.
         StereoConfig(
             name="test",
@@ -56,14 +112,33 @@ ARCHITECTURES: dict[str, StereoConfig] = {
 }
 
 
+STUDENTS = tuple(
+    name for name, c in ARCHITECTURES.items() if isinstance(c.encoder, AdaptedEncoderConfig)
+)
+
+
 def architecture(name: str) -> StereoConfig:
-    """The config of a named architecture.
+    """The config of an architecture, "NAME", or of a student with another encoder, "NAME@ENCODER".
 
     Raises:
       InputError: there is none of that name; the nearest is suggested.
     """
-    if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, ARCHITECTURES, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(ARCHITECTURES)}."
-        raise InputError(f"There is no architecture {name!r}: {hint}")
-    return ARCHITECTURES[name]
+    base, at, encoder = name.partition("@")
+    config = ARCHITECTURES[_known(base, "architecture", ARCHITECTURES)]
+    if not at:
+        return config
+    if base not in STUDENTS:
+        raise InputError(
+            f"The encoder of {base} cannot be another: choose from {', '.join(STUDENTS)}."
+        )
+    model = ENCODERS[_known(encoder, "encoder", ENCODERS)]
+    adapted = dataclasses.replace(config.encoder, model=model, pixels=_pixels(encoder))
+    return dataclasses.replace(config, name=name, encoder=adapted)
+
+
+def _known(name: str, what: str, names: Collection[str]) -> str:
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}."
+    raise InputError(f"There is no {what} {name!r}: {hint}")
