@@ -14,8 +14,8 @@ import flax.struct
 import jax
 import numpy as np
 
+from lunar_distill_jax.convert.checkpoint import from_pytorch
 from lunar_distill_jax.convert.encoders import what_is_lost, with_encoder_weights
-from lunar_distill_jax.convert.teacher import network_from_checkpoint
 from lunar_distill_jax.convert.torch_file import read_checkpoint
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.config import StereoConfig
@@ -115,7 +115,7 @@ def read_network(
         return config, params, {"training_size": training_size, **meta}
     path = pathlib.Path(source)
     if path.suffix in (".pth", ".pt") or (path / "config.json").is_file():
-        return network_from_checkpoint(read_checkpoint(path))
+        return from_pytorch(read_checkpoint(path))
     if path.is_dir():
         path = path / "student.safetensors"
         if not path.is_file():

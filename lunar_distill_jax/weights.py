@@ -52,7 +52,7 @@ def write_weights(
     """
     if not all(isinstance(value, str) for value in meta.values()):
         raise TypeError(f"meta holds something other than text: {meta}")
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
     names = sorted(flat, key=lambda name: (flat[name].nbytes % ALIGN != 0, name))
     text = {**meta, "format": FORMAT, "architecture": json.dumps(config.to_dict())}
     header: dict[str, Any] = {"__metadata__": text}

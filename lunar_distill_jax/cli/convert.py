@@ -9,14 +9,14 @@ import math
 import pathlib
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import flax.traverse_util
 import numpy as np
 
 import lunar_distill_jax.api as ld
 from lunar_distill_jax.atomic import atomic_file
-from lunar_distill_jax.convert.model_string import format_model_string
-from lunar_distill_jax.convert.teacher import checkpoint_tensors, reference_arguments
+from lunar_distill_jax.convert.checkpoint import NOTES, cautions, to_pytorch
 from lunar_distill_jax.convert.torch_file import require_checksums
 from lunar_distill_jax.convert.torch_write import write_hugging_face, write_pth
 from lunar_distill_jax.errors import InputError
@@ -69,7 +69,7 @@ def to_ours(source: pathlib.Path, target: pathlib.Path) -> None:
     config, params, meta = ld.read_network(source)
     if "source_sha256" not in meta and source.exists():  # else it is one of ours, and says it
         meta = {**meta, "source_sha256": _sha256(source)}
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
     summary = _summary(flat, meta)
     with atomic_file(target) as part:
         with _progress(flat, "writing") as progress:
@@ -87,22 +87,18 @@ def to_ours(source: pathlib.Path, target: pathlib.Path) -> None:
 def to_torch(source: pathlib.Path, target: pathlib.Path) -> None:
     """Writes the layout of released files (.pth), or else a Hugging Face folder."""
     config, params, meta = ld.read_network(source)
-    tensors = checkpoint_tensors(config, params)
-    arguments = reference_arguments(config, meta.get("training_size", "512x512"))
-    notes = {k: meta[k] for k in ("licence", "source", "source_sha256") if k in meta}
-    with _progress(tensors, "writing") as progress:
+    network = to_pytorch(config, params, meta)
+    with _progress(network.tensors, "writing") as progress:
         if target.suffix in (".pth", ".pt"):
-            model = format_model_string(arguments)
-            write_pth(target, tensors, {"model": model, **notes}, progress.update)
+            write_pth(target, network.tensors, network.args, progress.update)
         else:
-            write_hugging_face(target, tensors, arguments, notes, progress.update)
-    print(_summary(flax.traverse_util.flatten_dict(params, sep="/"), {}))
-    if config.decoder.depth <= 9:
-        print(
-            f"Note: decoder.depth is {config.decoder.depth}, and the public PyTorch code asserts "
-            "more than 9 in its head factory: without that line it loads this file."
-        )
-    print(f"Licence: {notes.get('licence', 'unknown')}\nWrote {target}.")
+            notes = {k: v for k, v in network.args.items() if k in NOTES}
+            write_hugging_face(target, network.tensors, network.config, notes, progress.update)
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
+    print(_summary(flat, {}))
+    for caution in cautions(config):
+        print(f"Note: {caution}")
+    print(f"Licence: {meta.get('licence', 'unknown')}\nWrote {target}.")
 
 
 def check_images() -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-import flax.traverse_util
+import jax
 
 import lunar_distill_jax.api as ld
 from lunar_distill_jax.errors import InputError
@@ -65,7 +65,7 @@ def collect(model: str, height: int, width: int) -> dict[str, Any]:
         config = architecture(model)
     else:
         config, params, meta = ld.read_network(model)
-        size = sum(a.nbytes for a in flax.traverse_util.flatten_dict(params).values())
+        size = sum(array.nbytes for array in jax.tree.leaves(params))
     parameters, macs = parameter_counts(config), mac_counts(config, height, width)
     return {
         "architecture": config.to_dict(),

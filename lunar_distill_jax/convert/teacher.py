@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from lunar_distill_jax.models.config import (
     StereoConfig,
 )
 from lunar_distill_jax.models.fresh import parameter_shapes
+from lunar_distill_jax.models.unused import beyond_reference
 
 # One text, so that whoever copies the licence of a teacher copies its attribution too.
 LICENCE = (
@@ -149,7 +149,7 @@ def reference_arguments(config: StereoConfig, training_size: str = "512x512") ->
     Raises:
       InputError: fields that the reference's class cannot express; it names all of them.
     """
-    _require_expressible(config)
+    encoder = _plain_encoder(config)
     size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", training_size)
     wiring = _WIRINGS[config.landscape_only]
     arguments = {
@@ -160,9 +160,9 @@ def reference_arguments(config: StereoConfig, training_size: str = "512x512") ->
         "output_mode": f"pts3d+desc{config.head.desc}",
         "depth_mode": _FIXED["depth_mode"],
         "conf_mode": _FIXED["conf_mode"],
-        "enc_embed_dim": config.encoder.width,
-        "enc_depth": config.encoder.depth,
-        "enc_num_heads": config.encoder.heads,
+        "enc_embed_dim": encoder.width,
+        "enc_depth": encoder.depth,
+        "enc_num_heads": encoder.heads,
         "dec_embed_dim": config.decoder.width,
         "dec_depth": config.decoder.depth,
         "dec_num_heads": config.decoder.heads,
@@ -171,37 +171,28 @@ def reference_arguments(config: StereoConfig, training_size: str = "512x512") ->
     }
     if config.head.two_confs:
         arguments["desc_conf_mode"] = _DESC_CONF
-    if config.encoder.mlp_ratio != 4.0:
-        arguments["mlp_ratio"] = config.encoder.mlp_ratio
+    if encoder.mlp_ratio != 4.0:
+        arguments["mlp_ratio"] = encoder.mlp_ratio
     return arguments
 
 
-def _require_expressible(config: StereoConfig) -> None:
-    """Every field that the table and the arguments do not carry over must be the reference's."""
-    free = {"head": ("width", "layers", "last", "desc", "two_confs", "hooks")}
-    free |= {part: ("width", "depth", "heads", "mlp_ratio") for part in ("encoder", "decoder")}
-    teacher = StereoConfig()
-    other = [
-        f"{part}.{field.name} {value}"
-        for part, sizes in free.items()
-        for field in dataclasses.fields(getattr(teacher, part))
-        if field.name not in sizes
-        and (value := getattr(getattr(config, part), field.name))
-        != getattr(getattr(teacher, part), field.name)
-    ]
-    default = dataclasses.replace(config, head=dataclasses.replace(config.head, hooks=()))
-    if config.hooks != default.hooks:
-        other.append(f"head.hooks {config.hooks}")
-    if config.encoder.mlp_ratio != config.decoder.mlp_ratio:
-        ratios = f"{config.encoder.mlp_ratio} beside decoder.mlp_ratio {config.decoder.mlp_ratio}"
-        other.append(f"encoder.mlp_ratio {ratios}")
+def _plain_encoder(config: StereoConfig) -> EncoderConfig:
+    """Returns the network's encoder if the reference's class can express it, and all the rest."""
+    other, encoder = beyond_reference(config), config.encoder
+    if not isinstance(encoder, EncoderConfig):
+        other["encoder.model.family"] = encoder.model.family
+    elif encoder.mlp_ratio != config.decoder.mlp_ratio:
+        ratios = f"{encoder.mlp_ratio} beside decoder.mlp_ratio {config.decoder.mlp_ratio}"
+        other["encoder.mlp_ratio"] = ratios
     if config.rope_base % 1:
-        other.append(f"rope_base {config.rope_base}")
-    if other:
+        other["rope_base"] = config.rope_base
+    if other or not isinstance(encoder, EncoderConfig):
+        fields = ", no ".join(f"{name} {value}" for name, value in other.items())
         raise InputError(
-            f"{config.name} cannot go to PyTorch, because the reference's class has no "
-            f"{', no '.join(other)}: keep it in our own format."
+            f"{config.name} cannot go to PyTorch, because the reference's class has no {fields}: "
+            "keep it in our own format."
         )
+    return encoder
 
 
 def checkpoint_tensors(config: StereoConfig, params: Any) -> dict[str, np.ndarray]:
@@ -210,6 +201,6 @@ def checkpoint_tensors(config: StereoConfig, params: Any) -> dict[str, np.ndarra
     Raises:
       InputError: the network has parts or wiring that the reference does not have.
     """
-    _require_expressible(config)
+    _plain_encoder(config)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     return to_torch({name: np.asarray(array) for name, array in flat.items()})

@@ -25,26 +25,28 @@ _FREE_HEAD_FIELDS = ("width", "layers", "last", "desc", "two_confs", "hooks")
 _TAIL = ("stage5_block", "last/")  # of MobileNetV3, behind stride 16
 
 
-def beyond_reference(config: StereoConfig) -> list[str]:
-    """Names the fields that PyTorch's MASt3R, or the paper's student code, has no counterpart of.
+def beyond_reference(config: StereoConfig) -> dict[str, Any]:
+    """{field: value} of what PyTorch's MASt3R, or the paper's student code, has no counterpart of.
 
     The dense head's sizes are not among them: files differ in them, and hold them as shapes.
     """
-    reference, other = StereoConfig(), []
+    reference, other = StereoConfig(), {}
     for field in dataclasses.fields(HeadConfig):
         if field.name not in _FREE_HEAD_FIELDS:
-            if getattr(config.head, field.name) != getattr(reference.head, field.name):
-                other.append(f"head.{field.name}")
+            value = getattr(config.head, field.name)
+            if value != getattr(reference.head, field.name):
+                other[f"head.{field.name}"] = value
     plain = dataclasses.replace(config, head=dataclasses.replace(config.head, hooks=()))
     if config.hooks != plain.hooks:
-        other.append("head.hooks")
+        other["head.hooks"] = config.hooks
     encoder = config.encoder
     if isinstance(encoder, EncoderConfig):
-        other += [f"encoder.{key}" for key in ("stem", "grid") if getattr(encoder, key)]
+        values = {f"encoder.{key}": getattr(encoder, key) for key in ("stem", "grid")}
+        other |= {name: value for name, value in values.items() if value}
     elif not isinstance(encoder.model, MobileNetV3Config | ViTConfig):
-        other.append(f"encoder.model.family {encoder.model.family}")
+        other["encoder.model.family"] = encoder.model.family
     elif encoder.width != config.decoder.width:
-        other.append("encoder.width")
+        other["encoder.width"] = encoder.width
     return other
 
 
