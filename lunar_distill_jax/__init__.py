@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lunar_distill_jax.api import Stereo, build, load, predict, save
     from lunar_distill_jax.evaluate.network import evaluate
+    from lunar_distill_jax.models.compute import Compute
     from lunar_distill_jax.reconstruct.run import Reconstruction, reconstruct
     from lunar_distill_jax.types import Prediction
 
 _HOME = {
+    "Compute": "models.compute",
     "Prediction": "types",
     "Reconstruction": "reconstruct.run",
     "Stereo": "api",
@@ -27,6 +29,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Compute",
     "Prediction",
     "Reconstruction",
     "Stereo",
