@@ -18,6 +18,7 @@ from lunar_distill_jax.convert.checkpoint import from_pytorch
 from lunar_distill_jax.convert.encoders import what_is_lost, with_encoder_weights
 from lunar_distill_jax.convert.torch_file import read_checkpoint
 from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.fresh import fresh_params, fresh_statistics
 from lunar_distill_jax.models.stereo import StereoNet
@@ -144,11 +145,17 @@ def save(stereo: Stereo, path: str | os.PathLike) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _forward(config: StereoConfig, features: bool, fixed1: bool | None, fixed2: bool | None):
+def _forward(
+    config: StereoConfig,
+    compute: Compute,
+    features: bool,
+    fixed1: bool | None,
+    fixed2: bool | None,
+):
     """The compiled network; `fixed` says that all or none of a view's samples are portrait."""
 
     def run(variables, image1, image2, portrait1, portrait2):
-        one, two = StereoNet(config).apply(
+        one, two = StereoNet(config, compute).apply(
             variables,
             image1,
             image2,
@@ -162,7 +169,13 @@ def _forward(config: StereoConfig, features: bool, fixed1: bool | None, fixed2: 
 
 
 def predict(
-    stereo: Stereo, image1, image2, true_shape1=None, true_shape2=None, features: bool = False
+    stereo: Stereo,
+    image1,
+    image2,
+    true_shape1=None,
+    true_shape2=None,
+    features: bool = False,
+    compute: Compute = Compute(),
 ) -> tuple[Prediction, Prediction]:
     """Both views' points, confidences and descriptors; may be traced by `jax.jit`.
 
@@ -171,6 +184,7 @@ def predict(
         A model with `config.landscape_only` takes landscape arrays only, where a portrait picture
         is stored transposed and its true_shape says so; its outputs are transposed alike.
     features: also return encoder tokens, decoder layers and raw channels
+    compute:  number type, and formulation of the attention
     -> two `Prediction`s in the camera frame of view 1
 
     Raises:
@@ -186,7 +200,7 @@ def predict(
     portrait1 = _portrait(stereo.config, "image1", image1, true_shape1)
     portrait2 = _portrait(stereo.config, "image2", image2, true_shape2)
     fixed = (p if isinstance(p, bool) else None for p in (portrait1, portrait2))
-    return _forward(stereo.config, features, *fixed)(
+    return _forward(stereo.config, compute, features, *fixed)(
         stereo.variables, image1, image2, portrait1, portrait2
     )
 
