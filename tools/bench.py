@@ -18,14 +18,13 @@ import numpy as np
 
 from lunar_distill_jax import api, moon
 from lunar_distill_jax.demo import get_config
+from lunar_distill_jax.losses.settings import LossSettings
+from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.resize import double
-from lunar_distill_jax.train import optim
-from lunar_distill_jax.train.step import (
-    ground_truth_targets,
-    init_state,
-    make_train_step,
-    teacher_targets,
-)
+from lunar_distill_jax.train import forward
+from lunar_distill_jax.train.optim import OptimSettings
+from lunar_distill_jax.train.state import Student, Trial, init_state
+from lunar_distill_jax.train.step import make_train_step
 
 
 def compare(label: str, ours: Callable, peer_label: str, peer: Callable, rounds: int) -> None:
@@ -85,31 +84,34 @@ def bench_double(rounds: int) -> None:
 def bench_step(rounds: int) -> None:
     """What the teacher inside the step costs: the student trained on given targets is the peer."""
     teacher, student = api.build("moonlet"), api.build("moonlet-student")
-    weights = {**get_config().loss, "features": 0.0}
+    weights = {k: v for k, v in get_config().loss.items() if v and k != "features"}
     rng = np.random.default_rng(0)
     shape = (8, 96, 96)
     batch = {k: rng.normal(size=(*shape, 3)).astype(np.float32) for k in ("image1", "image2")}
     for k in ("points1", "points2"):
         batch[k] = rng.normal(size=(*shape, 3)).astype(np.float32) + 3
     batch |= {k: np.ones(shape, bool) for k in ("valid1", "valid2")}
-    tx = optim.make_optimizer(lambda step: 1e-4, weight_decay=0.05, clip=1.0)
+    compiled = Student(student.config, OptimSettings(steps=10**6), tuple(weights))
+    trials = [Trial(student.params, weights, lr=1e-4)]
+    settings = LossSettings()
 
-    def runner(target_fn, teacher_params):
-        step = make_train_step(student.config, target_fn, tx, weights)
-        state = init_state(student.params, tx, seed=0, student_width=1, teacher_width=None)
+    def runner(target_fn, variables):
+        step = make_train_step({"": compiled}, target_fn, settings)
+        state = init_state({"": (compiled, trials)}, None)
 
         def run():
             nonlocal state
-            state, metrics = step(state, teacher_params, batch)
+            state, metrics = step(state, variables, batch)
             jax.block_until_ready(metrics)
 
         return run
 
+    live = forward.live_teacher(teacher.config, compiled.on, settings, compute=Compute())
     compare(
         "step with the live teacher, 8 pairs, 96 px",
-        runner(teacher_targets(teacher.config), teacher.params),
+        runner(live, teacher.variables),
         "step on given targets",
-        runner(ground_truth_targets, None),
+        runner(forward.ground_truth(compiled.on), None),
         rounds,
     )
 

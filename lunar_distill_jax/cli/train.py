@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> None:
     from lunar_distill_jax import api, atomic, demo
     from lunar_distill_jax.init.inherit import first_student
     from lunar_distill_jax.train.config import read_config
-    from lunar_distill_jax.train.loop import STUDENT, check_settings, train
+    from lunar_distill_jax.train.loop import STUDENT, train
+    from lunar_distill_jax.train.plan import check_settings
 
     config = read_config(args.config, args.overrides)
     check_settings(config, has_teacher=bool(config.teacher))

@@ -2,66 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import flax.struct
+import jax
+import jax.numpy as jnp
 
-from lunar_distill_jax.losses import features, matching, points
+from lunar_distill_jax.losses import features, matching, points, relief
+from lunar_distill_jax.losses.reduce import Mean
+from lunar_distill_jax.losses.settings import LossSettings
+from lunar_distill_jax.losses.targets import Targets
+from lunar_distill_jax.types import Prediction
 
-TERMS = ("points", "features", "gradient", "relief", "matching")
 
+def loss_terms(
+    predictions: tuple[Prediction, Prediction],
+    extras: Mapping[str, Any],
+    targets: Targets,
+    on: Collection[str],
+    settings: LossSettings,
+    *,
+    hooks: tuple[int, ...] = (),
+    key=None,
+) -> dict[str, Mean]:
+    """{term: its means} of the terms in `on`; the others cost nothing.
 
-@flax.struct.dataclass
-class Targets:
-    """What the student should say.
-
-    points1, points2: [B, H, W, 3] in camera 1, any unit
-    valid1, valid2:   bool [B, H, W]
-    tokens1, tokens2: [B, N, D] the teacher's encoder tokens, or None under ground truth
+    extras: the losses' own parameters: "projector" {"kernel": [D_s, D_t]} where "features" is on
+            and the widths differ, "bases" {"0", "1", ...: [D_t, D_s]} where "hooks" is on
+    hooks:  which of the student's decoder layers meet the teacher's
+    key:    random key of the step, for the losses that look at a part of the tokens or entries
     """
+    s, terms = settings, {}
+    conf = tuple(p.conf for p in predictions)
+    if {"points", "confidence", "gradient", "relief", "sobel"} & set(on):
+        own, given, valid = points.align(
+            tuple(p.pts3d for p in predictions),
+            targets.points,
+            targets.valid,
+            s.points,
+            targets.is_metric,
+        )
+        error, mask = points.errors(own, given, valid, s.points, targets.sky)
+        if "points" in on:
+            if s.points.weighting == "confidence":
+                terms["points"] = points.confidence_weighted(
+                    error, conf, mask, alpha=s.points.alpha
+                )
+            elif s.points.weighting == "teacher":
+                terms["points"] = points.teacher_weighted(error, targets.conf, mask)
+            else:
+                terms["points"] = points.mean_error(error, mask)
+        if "confidence" in on:
+            terms["confidence"] = points.confidence_difference(conf, targets.conf, mask)
+        views = tuple(zip(own, given, valid, strict=True))
+        for name, term in (
+            ("gradient", relief.gradient_difference),
+            ("relief", relief.relief_difference),
+        ):
+            if name in on:
+                terms[name] = term(*views[0]) + term(*views[1])
+        if "sobel" in on:
+            terms["sobel"] = relief.sobel_difference(*views[0], across=s.across)
+            terms["sobel"] += relief.sobel_difference(*views[1], across=s.across)
 
-    points1: Any
-    points2: Any
-    valid1: Any
-    valid2: Any
-    tokens1: Any = None
-    tokens2: Any = None
+    tokens = given_tokens = ()
+    if {"features", "relational"} & set(on):
+        tokens = tuple(p.features["encoder"].astype(jnp.float32) for p in predictions)
+        given_tokens = tuple(t.astype(jnp.float32) for t in targets.tokens)
+    if "features" in on:
+        projected = tokens
+        if "projector" in extras:
+            projected = tuple(t @ extras["projector"]["kernel"] for t in tokens)
+        sides = tuple(zip(projected, given_tokens, strict=True))
+        if s.feature_kind == "mixed":
+            means = (features.mixed(*side) for side in sides)
+        else:
+            means = (features.cosine_margin(*side, margin=s.margin) for side in sides)
+        one, two = means
+        terms["features"] = 0.5 * (one + two)
+    if "relational" in on:
+        chosen = _some_tokens(key, tokens, s.relational_tokens)
+        terms["relational"] = features.relational(
+            *(t[:, i] for t, i in zip(tokens, chosen, strict=True)),
+            *(t[:, i] for t, i in zip(given_tokens, chosen, strict=True)),
+            temperature=s.relational_temperature,
+        )
+    if "hooks" in on:
+        terms["hooks"] = _hook_terms(predictions, targets, extras["bases"], hooks)
+
+    desc = tuple(p.desc for p in predictions)
+    if "matching" in on:
+        desc_conf = tuple(p.desc_conf for p in predictions)
+        batch, count = targets.matched.shape
+        order = None
+        if s.matching.groups > 1:
+            shuffle = jax.random.permutation(jax.random.fold_in(key, 1), count)
+            order = jnp.broadcast_to(shuffle, (batch, count))
+        terms["matching"] = matching.matching(
+            desc, desc_conf, targets.pixels, targets.matched, s.matching, order
+        )
+    if "descriptors" in on:
+        terms["descriptors"] = matching.divergence(
+            desc,
+            targets.desc,
+            targets.pixels,
+            temperature=s.descriptor_temperature,
+            block=s.matching.block,
+        )
+    return terms
 
 
 def objective(
-    prediction1, prediction2, projected, targets: Targets, batch, weights: Mapping[str, float]
+    terms: Mapping[str, Mean],
+    weights: Mapping[str, Any],
+    counts: Mapping[str, Any] | None = None,
 ):
-    """-> (loss [], {term: value []}); a weight of 0 costs nothing.
+    """-> (the weighted sum of the terms [], {term: value []}).
 
-    projected: the student's encoder tokens of both views in the teacher's width, or None
-    batch:     needs `pixels1`, `pixels2`, `pixels_valid` if weights["matching"] is not 0
+    counts: {term: its means' counts over the whole batch}, where `terms` are of a part of it: the
+            losses of the parts then add up to that of the whole
     """
-    valid1, valid2 = targets.valid1, targets.valid2
-    p1, p2 = points.normalise(prediction1.pts3d, prediction2.pts3d, valid1, valid2)
-    g1, g2 = points.normalise(targets.points1, targets.points2, valid1, valid2)
-    terms = {}
-    if weights["points"]:
-        terms["points"] = points.confidence_weighted(
-            points.distance(p1, g1), prediction1.conf, valid1
-        ) + points.confidence_weighted(points.distance(p2, g2), prediction2.conf, valid2)
-    if weights["features"]:
-        terms["features"] = (
-            features.cosine_margin(projected[0], targets.tokens1)
-            + features.cosine_margin(projected[1], targets.tokens2)
-        ) / 2
-    if weights["gradient"]:
-        terms["gradient"] = points.gradient_difference(p1, g1, valid1)
-        terms["gradient"] += points.gradient_difference(p2, g2, valid2)
-    if weights["relief"]:
-        terms["relief"] = points.relief_difference(p1, g1, valid1)
-        terms["relief"] += points.relief_difference(p2, g2, valid2)
-    if weights["matching"]:
-        terms["matching"] = matching.info_nce(
-            prediction1.desc,
-            prediction2.desc,
-            batch["pixels1"],
-            batch["pixels2"],
-            batch["pixels_valid"],
+    values = {k: m.value(counts and counts[k]) for k, m in terms.items()}
+    return sum(weights[k] * v for k, v in values.items()), values
+
+
+def _some_tokens(key, tokens, count: int):
+    """Which tokens of each view to relate: `count` of them, or all where there are fewer."""
+    chosen = []
+    for view, t in enumerate(tokens):
+        n = t.shape[1]
+        drawn = jax.random.permutation(jax.random.fold_in(key, 2 + view), n)[:count]
+        chosen.append(drawn if n > count else jnp.arange(n))
+    return chosen
+
+
+def _hook_terms(predictions, targets, bases, hooks) -> Mean:
+    layers = [i for i in hooks if i]  # 0 is the encoder's output, "features" is about that
+    means = [
+        features.in_basis(
+            p.features["decoder"][layer - 1].astype(jnp.float32),
+            teacher[k].astype(jnp.float32),
+            bases[str(k)],
         )
-    return sum(weights[k] * v for k, v in terms.items()), terms
+        for p, teacher in zip(predictions, targets.decoder, strict=True)
+        for k, layer in enumerate(layers)
+    ]
+    return 1 / len(layers) * sum(means[1:], means[0])

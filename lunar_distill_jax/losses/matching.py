@@ -1,11 +1,56 @@
-"""Matching of local features between the views (InfoNCE, Leroy et al. 2024, eq. 10)."""
+"""Matching of local features between the views, at lists of pixels (Leroy et al. 2024, MASt3R).
+
+desc: pair of [B, H, W, K]; pixels: pair of int32 [B, M, 2] (x, y), entry i of one belongs to entry
+i of the other where valid [B, M]; the others are negatives of all.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
-from lunar_distill_jax.losses.reduce import masked_mean
+from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.losses import infonce
+from lunar_distill_jax.losses.reduce import Mean
+
+CHOICES = {
+    "mode": ("proper", "dual", "all"),
+    "confidence": ("none", "mean", "product"),
+    "source": ("truth", "teacher"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchingSettings:
+    """How descriptors are compared; `mode`, `temperature`, `block` and `floor` as `info_nce` says.
+
+    groups:     entries are shuffled into this many groups that do not see each other (1: no groups)
+    padding:    further negatives of view 2: its first pixels, row by row, that are in no list
+    confidence: weighs entries by the descriptors' confidences of both views, their mean or product
+    alpha:      reward of log-confidence
+    negatives:  with a confidence: entries without a partner learn theirs against this quantile of
+                the losses; 0: they do not
+    source:     partners are the true ones, or those the teacher's descriptors choose each other
+    """
+
+    mode: str = "proper"
+    temperature: float = 0.05
+    block: int = 1024
+    floor: float = 0.0
+    groups: int = 1
+    padding: int = 0
+    confidence: str = "none"
+    alpha: float = 10.0
+    negatives: float = 0.0
+    source: str = "truth"
+
+    def __post_init__(self):
+        for key, known in CHOICES.items():
+            if (value := getattr(self, key)) not in known:
+                raise InputError(f"matching.{key} is {value!r}: choose from {', '.join(known)}.")
 
 
 def gather_pixels(maps, pixels):
@@ -15,16 +60,79 @@ def gather_pixels(maps, pixels):
     return jnp.take_along_axis(flat, index[..., None], axis=1)
 
 
-def info_nce(desc1, desc2, pixels1, pixels2, valid, *, temperature: float = 0.05):
-    """Each descriptor must find its partner among all M of the other view, in both directions.
+def pixels_of(index, width: int):
+    """Flat indices [...] -> (x, y) [..., 2]"""
+    return jnp.stack([index % width, index // width], -1).astype(jnp.int32)
 
-    desc1, desc2: [B, H, W, K] of unit norm; pixels1, pixels2: int [B, M, 2] (x, y);
-    valid: bool [B, M]. Invalid entries are negatives of the others. Mean over the valid entries of
-    the batch.
+
+def unlisted(pixels, height: int, width: int, count: int):
+    """The first `count` pixels of each frame, row by row, that are not in its list."""
+
+    def one(pixels):
+        listed = jnp.zeros(height * width, jnp.int32).at[pixels[:, 1] * width + pixels[:, 0]].set(1)
+        return pixels_of(jnp.argsort(listed, stable=True)[:count], width)
+
+    return jax.vmap(one)(pixels)
+
+
+def losses(desc, pixels, settings: MatchingSettings, order=None):
+    """The matching loss of every entry: [B, M]. `order`: int [B, M], the shuffle into groups."""
+    s = settings
+    a, b = (gather_pixels(d, p) for d, p in zip(desc, pixels, strict=True))
+    entry = functools.partial(
+        infonce.info_nce, mode=s.mode, temperature=s.temperature, block=s.block, floor=s.floor
+    )
+    if s.padding:
+        more = unlisted(pixels[1], *desc[1].shape[1:3], s.padding)
+        b = jnp.concatenate([b, gather_pixels(desc[1], more)], 1)
+    if s.groups == 1:
+        return jax.vmap(entry)(a, b)
+    batch, count = order.shape
+    shuffled = (
+        jnp.take_along_axis(x, order[..., None], 1).reshape(-1, count // s.groups, x.shape[-1])
+        for x in (a, b)
+    )
+    grouped = jax.vmap(entry)(*shuffled).reshape(batch, count)
+    return jnp.take_along_axis(grouped, jnp.argsort(order, axis=1), 1)
+
+
+def matching(desc, desc_conf, pixels, valid, settings: MatchingSettings, order=None) -> Mean:
+    """Mean over the valid entries of the batch; with confidences, of l c - alpha log c."""
+    s = settings
+    loss = losses(desc, pixels, s, order)
+    if s.confidence == "none":
+        return Mean.over(loss, valid)
+    one, two = (
+        gather_pixels(c[..., None], p)[..., 0] for c, p in zip(desc_conf, pixels, strict=True)
+    )
+    conf = (one + two) / 2 if s.confidence == "mean" else one * two
+    mean = Mean.over(loss * conf - s.alpha * jnp.log(conf), valid)
+    if s.negatives:
+        # Entries without a partner have no loss of their own: they stand for a bad one.
+        inside = jnp.sort(jnp.where(valid, loss, jnp.inf).ravel())
+        at = s.negatives * jnp.maximum(valid.sum() - 1, 0)
+        low = jnp.floor(at).astype(jnp.int32)
+        high = jnp.minimum(low + 1, jnp.maximum(valid.sum() - 1, 0))
+        bad = jax.lax.stop_gradient(inside[low] + (at - low) * (inside[high] - inside[low]))
+        both, alone = jnp.stack([one, two]), jnp.stack([~valid, ~valid])
+        mean = mean + Mean.over(bad * both - s.alpha * jnp.log(both), alone)
+    return mean
+
+
+def precision(desc, pixels, valid) -> Mean:
+    """Mean over valid entries of 1 / rank of the partner. A metric; no gradient."""
+    a, b = (gather_pixels(d, p) for d, p in zip(desc, pixels, strict=True))
+    return Mean.over(jax.vmap(infonce.average_precision)(a, b), valid)
+
+
+def divergence(desc, teacher_desc, pixels, *, temperature: float, block: int) -> Mean:
+    """KL(teacher || student) between softmaxes of descriptor similarities, both directions.
+
+    teacher_desc: pair of [B, M, K_t], already at `pixels`. Entries need no partner.
     """
-    a, b = gather_pixels(desc1, pixels1), gather_pixels(desc2, pixels2)
-    similarity = jnp.einsum("bmk,bnk->bmn", a, b) / temperature
-    own = jnp.diagonal(similarity, axis1=1, axis2=2)
-    rows = jax.nn.logsumexp(similarity, 2) - own
-    columns = jax.nn.logsumexp(similarity, 1) - own
-    return masked_mean(rows + columns, valid)
+    one, two = (gather_pixels(d, p) for d, p in zip(desc, pixels, strict=True))
+    t1, t2 = (jax.lax.stop_gradient(t) for t in teacher_desc)
+    kl = jax.vmap(
+        functools.partial(infonce.similarity_divergence, temperature=temperature, block=block)
+    )
+    return Mean.of(kl(one, two, t1, t2)) + Mean.of(kl(two, one, t2, t1))

@@ -1,83 +1,175 @@
-"""Point-map regression. All maps [B, H, W, 3] are in the camera of view 1, masks [B, H, W] bool."""
+"""Point-map regression (DUSt3R and MASt3R), by the teacher's points or the true ones.
+
+A pair of maps (view 1, view 2) is a tuple of [B, H, W, 3] in the camera of view 1; masks and
+confidences are tuples of [B, H, W].
+"""
 
 from __future__ import annotations
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
-import numpy as np
 
-from lunar_distill_jax.losses.reduce import masked_mean
+from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.losses.reduce import Mean
+from lunar_distill_jax.losses.scale import (
+    NORMS,
+    distance,
+    keep_valid,
+    length,
+    normalise,
+    per_sample,
+    spread,
+    without_shift,
+)
+from lunar_distill_jax.models.heads import raw_from_points
+
+WEIGHTINGS = ("confidence", "teacher", "none")
 
 
-def distance(a, b):
-    """Euclidean distance over the last axis; its gradient at 0 is 0, not nan."""
-    square = jnp.sum((a - b) ** 2, -1)
-    nonzero = square != 0  # nan is not 0: it must be seen, not counted as a perfect match
-    return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1.0)), 0.0)
+@dataclasses.dataclass(frozen=True)
+class PointSettings:
+    """How predicted and target points are compared.
 
-
-def normalise(points1, points2, valid1, valid2):
-    """Divides both clouds by their mean distance from camera 1 ("avg_dis", Wang et al. 2024).
-
-    The scale is one number a sample, over the valid points of both views, and gradients pass
-    through it. Points that are not valid come back as 0.
+    norm:        unit of length of a cloud, one of `scale.NORMS`
+    metric:      samples marked metric are not freed of their scale: the prediction is divided by
+                 the target's unit (MASt3R's "?" prefix of a norm)
+    max_metric:  with `metric`: a sample stays metric only if all its points are nearer; 0: always
+    keep_target: the target keeps its own unit (gt_scale): so do metric predictions
+    shift_free, scale_free: the median depth, the median spread, are taken out of both
+    log:         "no", "after": distances between points moved to length log1p, "target": the
+                 target's points are moved so before anything else
+    clip:        target points farther than this are not valid; 0: no limit
+    sky:         constant error of pixels known as sky, which teaches low confidence there; 0: none
+    weighting:   errors are weighed by the student's confidence (DUSt3R, eq. 4), by the teacher's
+                 (Distill3R), or not
+    alpha:       reward of log-confidence, for weighting "confidence"
     """
-    # Before any arithmetic: the zero gradient of a masked pixel times its nan is nan.
-    points1 = jnp.where(valid1[..., None], points1, 0.0)
-    points2 = jnp.where(valid2[..., None], points2, 0.0)
 
-    def total(points):
-        return distance(points, jnp.zeros_like(points)).sum((1, 2))
+    norm: str = "avg_dis"
+    metric: bool = False
+    max_metric: float = 0.0
+    keep_target: bool = False
+    shift_free: bool = False
+    scale_free: bool = False
+    log: str = "no"
+    clip: float = 0.0
+    sky: float = 0.0
+    weighting: str = "confidence"
+    alpha: float = 0.2
 
-    count = valid1.sum((1, 2)) + valid2.sum((1, 2))
-    scale = (total(points1) + total(points2)) / (count + 1e-8)
-    scale = jnp.maximum(scale, 1e-8)[:, None, None, None]
-    return points1 / scale, points2 / scale
+    def __post_init__(self):
+        for key, known in (("norm", NORMS), ("log", ("no", "after", "target"))):
+            if (value := getattr(self, key)) not in known:
+                raise InputError(f"points.{key} is {value!r}: choose from {', '.join(known)}.")
+        if self.weighting not in WEIGHTINGS:
+            raise InputError(
+                f"points.weighting is {self.weighting!r}: choose from {', '.join(WEIGHTINGS)}."
+            )
+        if self.sky and self.weighting == "none":
+            raise InputError(
+                f"points.sky is {self.sky:g} but points.weighting is 'none': a constant error "
+                "teaches nothing without confidences, set it to 0."
+            )
 
 
-def confidence_weighted(error, conf, valid, *, alpha: float = 0.2):
-    """Mean of error * conf - alpha * log conf over valid pixels (DUSt3R, eq. 4)."""
-    error, conf = jnp.where(valid, error, 0.0), jnp.where(valid, conf, 1.0)
-    return masked_mean(error * conf - alpha * jnp.log(conf), valid)
+def align(points, target, valid, settings: PointSettings, is_metric=None):
+    """-> (points, target, valid): comparable pairs, 0 where they are not valid.
 
-
-def gradient_difference(points, target, valid, *, stride: int = 2, spans=(1, 2, 4, 8)):
-    """Mean length of the finite differences of (points - target) over several spans.
-
-    Differences over a span see relief of that size and are blind to a common shift, which the plain
-    distance is dominated by (multi-scale gradient matching, Li & Snavely 2018, eq. 5). Every
-    `stride`-th pixel is used; spans are counted in these.
+    is_metric: bool [B], needed if `settings.metric`
     """
-    valid = valid[:, ::stride, ::stride]
-    # Masked values are replaced first: a difference with a garbage pixel is garbage in its
-    # gradient.
-    error = (points - target)[:, ::stride, ::stride]
-    error = jnp.where(valid[..., None], error, 0.0)
-    total = 0.0
-    for span in spans:
-        down = distance(error[:, span:], error[:, :-span])
-        right = distance(error[:, :, span:], error[:, :, :-span])
-        total += masked_mean(down, valid[:, span:] & valid[:, :-span])
-        total += masked_mean(right, valid[:, :, span:] & valid[:, :, :-span])
-    return total / (2 * len(spans))
+    s = settings
+    if s.clip:
+        near = (length(keep_valid(target, valid)[i]) <= s.clip for i in range(2))
+        valid = tuple(v & n for v, n in zip(valid, near, strict=True))
+    target = keep_valid(target, valid)
+    if s.log == "target":
+        target = tuple(raw_from_points(g) for g in target)
+    own, _ = normalise(points, valid, s.norm)
+    if s.metric:
+        if s.max_metric:
+            far = jnp.stack([length(g).max((1, 2)) for g in target])
+            is_metric = is_metric & (far.max(0) < s.max_metric)
+        _, unit = normalise(target, valid, s.norm)
+        if s.keep_target:
+            unit = jnp.ones_like(unit)
+        given = keep_valid(points, valid)
+        own = tuple(
+            jnp.where(per_sample(is_metric), p / per_sample(unit), o)
+            for p, o in zip(given, own, strict=True)
+        )
+    points = own
+    if not s.keep_target:
+        target, _ = normalise(target, valid, s.norm)
+    if s.shift_free:
+        points, target = without_shift(points, valid), without_shift(target, valid)
+    if s.scale_free:
+        p = per_sample(jnp.clip(spread(points, valid), 1e-3, 1e3))
+        g = per_sample(spread(target, valid))
+        g = jnp.where(g > 0, g, 1.0)  # a sample without valid pixels
+        factor = (g / p, jnp.ones_like(g)) if s.keep_target else (1 / p, 1 / g)
+        points, target = (
+            tuple(x * f for x in pair) for pair, f in zip((points, target), factor, strict=True)
+        )
+    points, target = keep_valid(points, valid), keep_valid(target, valid)
+    if s.log == "after":
+        points, target = (tuple(map(raw_from_points, pair)) for pair in (points, target))
+    return points, target, valid
 
 
-def smooth_maps(height: int, width: int) -> np.ndarray:
-    """Orthonormal polynomials of degree 2 or less over the frame: float32 [H * W, 6]."""
-    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
-    maps = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1).reshape(-1, 6)
-    return np.linalg.qr(maps)[0].astype(np.float32)
+def errors(points, target, valid, settings: PointSettings, sky=None):
+    """-> (distances of the aligned pairs, their masks): pairs of [B, H, W].
 
-
-def relief_difference(points, target, valid):
-    """Mean length of (points - target) without what varies slowly over the frame.
-
-    Tilt, scale and pose errors are nearly quadratic in the pixel; what is left is relief, some 3 %
-    of the depth, which the plain distance hardly notices. Masked pixels count as error 0 in the
-    fit.
+    sky: pair of bool masks, or None; sky pixels get the constant error and join the masks
     """
-    b, height, width, _ = points.shape
-    error = jnp.where(valid[..., None], points - target, 0.0).reshape(b, -1, 3)
-    maps = smooth_maps(height, width)
-    coefficients = jnp.einsum("npk,pq->nqk", error, maps)
-    error = error - jnp.einsum("nqk,pq->npk", coefficients, maps)
-    return masked_mean(distance(error, jnp.zeros_like(error)), valid.reshape(b, -1))
+    distances = tuple(distance(p, g) for p, g in zip(points, target, strict=True))
+    if not settings.sky or sky is None:
+        return distances, valid
+    sky = tuple(s & ~v for s, v in zip(sky, valid, strict=True))
+    distances = tuple(jnp.where(s, settings.sky, d) for s, d in zip(sky, distances, strict=True))
+    return distances, tuple(v | s for v, s in zip(valid, sky, strict=True))
+
+
+def mean_error(errors, mask) -> Mean:
+    """Mean over view 1 + mean over view 2."""
+    return Mean.over(errors[0], mask[0]) + Mean.over(errors[1], mask[1])
+
+
+def confidence_weighted(errors, conf, mask, *, alpha: float = 0.2) -> Mean:
+    """Means of error * conf - alpha * log conf (DUSt3R, eq. 4)."""
+    conf = tuple(jnp.where(m, c, 1.0) for c, m in zip(conf, mask, strict=True))
+    return mean_error(
+        tuple(
+            jnp.where(m, e, 0.0) * c - alpha * jnp.log(c)
+            for e, c, m in zip(errors, conf, mask, strict=True)
+        ),
+        mask,
+    )
+
+
+def teacher_weighted(errors, teacher_conf, mask) -> Mean:
+    """Means of error * the teacher's confidence: where it is sure, it is followed (Distill3R)."""
+    weight = tuple(jnp.maximum(jax.lax.stop_gradient(c), 0.0) for c in teacher_conf)
+    return mean_error(tuple(e * w for e, w in zip(errors, weight, strict=True)), mask)
+
+
+def confidence_difference(conf, teacher_conf, mask) -> Mean:
+    """Means of |confidence - the teacher's|."""
+    return mean_error(tuple(jnp.abs(c - t) for c, t in zip(conf, teacher_conf, strict=True)), mask)
+
+
+def surest(conf, valid, *, quantile: float = 0.0, threshold: float = 0.0):
+    """The mask [B, H, W] without the pixels the teacher is least sure of.
+
+    quantile:  share of a sample's valid pixels to leave out
+    threshold: least confidence to keep; confidences are >= 1, so only thresholds above 1 filter
+    """
+    if threshold:
+        valid = valid & (conf > threshold)
+    if quantile:
+        inside = jnp.sort(jnp.where(valid, conf, jnp.inf).reshape(conf.shape[0], -1), axis=-1)
+        rank = jnp.floor(quantile * valid.sum((1, 2))).astype(jnp.int32)
+        least = jnp.take_along_axis(inside, rank[:, None], axis=-1)
+        valid = valid & (conf >= least[..., None])
+    return valid

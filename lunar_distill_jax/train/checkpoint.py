@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.train.step import TrainState
+from lunar_distill_jax.train.state import TrainState
 
 
 class Checkpoints:

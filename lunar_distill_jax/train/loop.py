@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lunar_distill_jax import api, atomic
 from lunar_distill_jax.data.batches import check_pairs, training_batches
-from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.losses.distill import TERMS
 from lunar_distill_jax.progress import Progress
-from lunar_distill_jax.train import optim
+from lunar_distill_jax.train import forward, sharding
 from lunar_distill_jax.train.checkpoint import Checkpoints
-from lunar_distill_jax.train.step import (
-    TrainState,
-    ground_truth_targets,
-    init_state,
-    make_train_step,
-    teacher_targets,
-)
+from lunar_distill_jax.train.plan import check_settings, complete
+from lunar_distill_jax.train.state import Student, TrainState, Trial, init_state
+from lunar_distill_jax.train.step import make_train_step
 from lunar_distill_jax.types import StereoPair
 
 METRICS = "metrics.jsonl"
@@ -39,120 +36,175 @@ def train(
     student: api.Stereo,
     on_log: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> api.Stereo:
-    """Trains `student` on the teacher's outputs for `pairs`; without a teacher, on ground truth.
+    """Trains one student in one run: `train_together` of a family of one, written to `workdir`."""
+    (trained,) = train_together(
+        config, workdir, pairs, teacher=teacher, students={"": [student]}, on_log=on_log
+    ).values()
+    return trained
 
-    config:  ConfigDict with seed, steps, batch, augment, matches, loss {term: weight}, optim {lr,
-             final, warmup, weight_decay, clip}, log_every, checkpoint_every
-    workdir: gets checkpoints/, metrics.jsonl and, at the end, student.safetensors; where it holds
-             checkpoints of an unfinished run, that run goes on
-    on_log:  called with {"step", "loss", terms, "lr"} at every log step
+
+def train_together(
+    config,
+    workdir: str | os.PathLike,
+    pairs: Sequence[StereoPair],
+    *,
+    teacher: api.Stereo | None,
+    students: Mapping[str, Sequence[api.Stereo]],
+    on_log: Callable[[dict[str, float]], None] = lambda row: None,
+) -> dict[str, api.Stereo]:
+    """Trains students on the teacher's outputs for `pairs`; without a teacher, on ground truth.
+
+    All of them see the same batches, and the teacher runs once for all.
+
+    config:   ConfigDict, see `plan.base_config`; what it leaves out has the default there
+    workdir:  gets checkpoints/ and, in a folder for each student NAME, and in it for each trial
+              trialK where there are several, metrics.jsonl and at the end student.safetensors;
+              where it holds checkpoints of an unfinished run, that run goes on. The name "" is the
+              workdir itself
+    students: {name: the networks that its trials begin with}, one for each of `config.trials`, or
+              one for all of them
+    on_log:   called with {"step", "loss", terms, "lr", "grad_norm", "skipped"} of every trial at
+              every log step
+    -> {folder: trained network}
 
     Raises:
       InputError: a setting cannot be used, there are no pairs or they differ in size, or `workdir`
         cannot be written or holds checkpoints of another network.
-      FloatingPointError: the loss is not finite.
+      FloatingPointError: no trial has a finite loss any more.
     """
-    weights = check_settings(config, has_teacher=teacher is not None)
+    plan = check_settings(config, has_teacher=teacher is not None)
+    config = complete(config)
     check_pairs(pairs)
+    mesh = _mesh(config)
+    compiled, firsts = {}, {}
+    for name, networks in students.items():
+        compiled[name] = Student(networks[0].config, plan.optim, plan.on, plan.compute)
+        begun = networks if len(networks) > 1 else list(networks) * len(plan.runs)
+        firsts[name] = [
+            Trial(net.params, run.weights, run.lr, run.seed, net.batch_stats)
+            for net, run in zip(begun, plan.runs, strict=True)
+        ]
+
+    # The state. Resume order: the workdir's checkpoint, then the students as given.
+    state = init_state(
+        {name: (compiled[name], firsts[name]) for name in students},
+        teacher and teacher.config.encoder.width,
+    )
+    teacher_variables = None if teacher is None else jax.tree.map(np.asarray, teacher.variables)
+
+    # The step: one program with the teacher and every student inside.
+    if teacher is None:
+        target_fn = forward.ground_truth(plan.on)
+    else:
+        target_fn = forward.live_teacher(
+            teacher.config,
+            plan.on,
+            plan.settings,
+            matches=config.matches,
+            compute=plan.teacher_compute,
+        )
+    step_fn = make_train_step(
+        compiled,
+        target_fn,
+        plan.settings,
+        symmetric=config.symmetric,
+        accumulate=config.accumulate,
+        mesh=mesh,
+        state=state,
+        teacher=teacher_variables,
+    )
+    by_batch = None
+    if mesh is not None:
+        sharding.check_batch(config.batch, mesh, config.accumulate)
+        by_batch = NamedSharding(mesh, P("data"))
+        state = sharding.put(state, sharding.state_sharding(state, mesh))
+        teacher_variables = sharding.put(
+            teacher_variables, sharding.params_sharding(teacher_variables, mesh)
+        )
     workdir = atomic.make_folder(workdir)
-
-    # The step: one program with the teacher inside.
-    target_fn = ground_truth_targets if teacher is None else teacher_targets(teacher.config)
-    schedule = optim.learning_rate(
-        peak=config.optim.lr,
-        final=config.optim.final,
-        warmup=config.optim.warmup,
-        steps=config.steps,
-    )
-    tx = optim.make_optimizer(
-        schedule, weight_decay=config.optim.weight_decay, clip=config.optim.clip
-    )
-    step_fn = make_train_step(student.config, target_fn, tx, weights)
-    teacher_params = None if teacher is None else teacher.params
-
-    # The state. Resume order: the workdir's checkpoint, then the student as given.
-    width = teacher.config.encoder.width if teacher and weights["features"] else None
-    state: TrainState = init_state(
-        student.params,
-        tx,
-        seed=config.seed,
-        student_width=student.config.encoder.width,
-        teacher_width=width,
-    )
+    folders = _folders(students, len(plan.runs))
     with Checkpoints(workdir / "checkpoints", config.checkpoint_every) as checkpoints:
         state = checkpoints.restore(state)
         first = int(state.step)
-        _forget_after(workdir, first)
+        for folder in folders:
+            atomic.make_folder(workdir / folder)
+            _forget_after(workdir / folder, first)
         batches = training_batches(
             pairs,
             seed=config.seed,
             batch=config.batch,
             augmented=config.augment,
-            matching=config.matches if weights["matching"] else 0,
+            matching=config.matches if plan.true_matches else 0,
             start=first,
         )
 
         # The loop.
-        with (
-            Progress(config.steps, "train", done=first) as progress,
-            open(workdir / METRICS, "a") as log,
-        ):
+        skipped = {folder: _skipped(state, *at) for folder, at in folders.items()}
+        looked = first
+        with Progress(config.steps, "train", done=first) as progress:
             for step in range(first + 1, config.steps + 1):
-                state, metrics = step_fn(state, teacher_params, next(batches))
-                row = None
-                # A state is looked at before it is kept: the run must not resume from a broken one.
+                batch = next(batches)
+                if by_batch is not None:
+                    batch = sharding.put(batch, jax.tree.map(lambda _: by_batch, batch))
+                state, metrics = step_fn(state, teacher_variables, batch)
+                shown = None
                 due = step % config.log_every == 0 or step % config.checkpoint_every == 0
                 if due or step in (1, config.steps):
-                    row = {"step": step, **{k: float(v) for k, v in metrics.items()}}
-                    row["lr"] = float(schedule(step - 1))
-                    if not np.isfinite(row["loss"]):
+                    metrics = jax.device_get(metrics)
+                    dead = 0
+                    for folder, (name, trial) in folders.items():
+                        values = {k: float(v[trial]) for k, v in metrics[name].items()}
+                        row = {"step": step, **values, "skipped": int(values["skipped"])}
+                        dead += row["skipped"] - skipped[folder] == step - looked
+                        skipped[folder] = row["skipped"]
+                        with open(workdir / folder / METRICS, "a") as log:
+                            log.write(json.dumps(row) + "\n")
+                        on_log(row)
+                        shown = shown or {"loss": row["loss"], "lr": row["lr"]}
+                    if dead == len(folders):
                         raise FloatingPointError(
-                            f"The loss is {row['loss']} at step {step}; it was last finite "
-                            f"{config.log_every} steps or less before. Checkpoints up to then are "
-                            f"in {workdir}."
+                            f"The loss or its gradient is not finite at step {step}; it was last "
+                            f"finite at step {looked} or before. The state from then is kept in "
+                            f"{workdir}."
                         )
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
-                    on_log(row)
-                progress.update(1, row and {"loss": row["loss"], "lr": row["lr"]})
+                    looked = step
+                progress.update(1, shown)
                 checkpoints.save(state)
         checkpoints.save(state, force=True)
 
-    meta = {**student.meta, "trained": f"{config.steps} steps of batch {config.batch}"}
-    if teacher is not None:
-        # A student is a derived work of its teacher.
-        meta["teacher"] = teacher.meta.get("source", teacher.config.name)
-        meta["licence"] = teacher.meta.get("licence", "unknown")
-    trained = api.Stereo(student.config, jax.device_get(state.params["student"]), meta)
-    api.save(trained, workdir / STUDENT)
+    trained = {}
+    for folder, (name, trial) in folders.items():
+        given = students[name][trial if len(students[name]) > 1 else 0]
+        params, stats = state.network(name, trial, ema=bool(config.optim.ema))
+        meta = {**given.meta, "trained": f"{config.steps} steps of batch {config.batch}"}
+        if teacher is not None:
+            # A student is a derived work of its teacher.
+            meta["teacher"] = teacher.meta.get("source", teacher.config.name)
+            meta["licence"] = teacher.meta.get("licence", "unknown")
+        trained[folder] = api.Stereo(given.config, params, meta, stats)
+        api.save(trained[folder], workdir / folder / STUDENT)
     return trained
 
 
-def check_settings(config, *, has_teacher: bool) -> dict[str, float]:
-    """The loss weights, {term: weight} with every term present.
+def _mesh(config):
+    """None where one device does it all: then nothing needs a place."""
+    if config.mesh.to_dict() in ({"trial": 1, "data": 1, "model": 1},):
+        return None
+    mesh = sharding.make_mesh(**config.mesh.to_dict())
+    return None if mesh.size == 1 and jax.process_count() == 1 else mesh
 
-    Raises:
-      InputError: an unknown term, the feature loss without a teacher, or a number out of range.
-    """
-    least = {"seed": 0, "steps": 1, "batch": 1, "log_every": 1, "checkpoint_every": 1}
-    for key, value in least.items():
-        if config[key] < value:
-            raise InputError(f"config.{key} is {config[key]}: give {value} or more.")
-    loss = config.loss
-    unknown = sorted(set(loss) - set(TERMS))
-    if unknown:
-        raise InputError(f"Unknown loss {', '.join(unknown)}: choose from {', '.join(TERMS)}.")
-    weights = {term: float(loss.get(term, 0.0)) for term in TERMS}
-    if weights["features"] and not has_teacher:
-        raise InputError(
-            f"loss.features is {weights['features']:g} but there is no teacher to imitate: set it "
-            "to 0."
-        )
-    if weights["matching"] and config.matches < 1:
-        raise InputError(
-            f"config.matches is {config.matches} but loss.matching is on: give at least 1."
-        )
-    return weights
+
+def _folders(students: Mapping[str, Any], trials: int) -> dict[str, tuple[str, int]]:
+    """{folder: (student, trial)}"""
+    return {
+        "/".join(filter(None, (name, f"trial{i}" if trials > 1 else ""))): (name, i)
+        for name in students
+        for i in range(trials)
+    }
+
+
+def _skipped(state: TrainState, name: str, trial: int) -> int:
+    return int(np.asarray(state.students[name].skipped)[trial])
 
 
 def read_history(workdir: str | os.PathLike) -> list[dict[str, float]]:

@@ -1,27 +1,112 @@
-"""AdamW with linear warm-up and cosine decay, weight decay on matrices only, gradients clipped."""
+"""AdamW by name: which parameters train, how fast, which decay; the rate is an argument."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Collection, Sequence
+
+import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import optax
 
+from lunar_distill_jax.errors import InputError
 
-def learning_rate(*, peak: float, final: float, warmup: int, steps: int) -> optax.Schedule:
+
+@dataclasses.dataclass(frozen=True)
+class OptimSettings:
+    """The paper's recipe by default: AdamW with betas (0.9, 0.95), decay of matrices, clipping.
+
+    warmup, steps, final: the learning rate goes 0 -> peak over `warmup` steps, then falls as a half
+                          cosine to `final` at `steps`; the peak is an array of the state
+    weight_decay: of tensors of two or more dimensions
+    clip:        largest global norm of a gradient
+    eps:         of Adam
+    ema:         decay of the running mean of the parameters; 0: none is kept
+    freeze:      patterns of parameter names that do not train: nothing is differentiated for them
+    multipliers: (pattern, factor of the learning rate), the first that matches; else 1
+    """
+
+    steps: int
+    warmup: int = 0
+    final: float = 0.0
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    eps: float = 1e-8
+    ema: float = 0.0
+    freeze: tuple[str, ...] = ()
+    multipliers: tuple[tuple[str, float], ...] = ()
+
+
+# No computation reads the one; a basis is given (`losses.features.in_basis`).
+NEVER_TRAINED = (r"unused/.*", r"bases/.*")
+
+
+def learning_rate(step, peak, *, final: float, warmup: int, steps: int):
     """0 -> peak over `warmup` steps, then a half cosine to `final` at `steps`."""
-    return optax.warmup_cosine_decay_schedule(0.0, peak, min(warmup, steps - 1), steps, final)
+    warmup = min(warmup, steps - 1)
+    done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+    falling = final + (peak - final) * (1 + jnp.cos(jnp.pi * done)) / 2
+    return jnp.where(step < warmup, peak * step / max(warmup, 1), falling)
 
 
-def make_optimizer(
-    schedule: optax.Schedule, *, weight_decay: float, clip: float
-) -> optax.GradientTransformation:
-    """The paper's recipe: betas (0.9, 0.95), decay on tensors of two or more dimensions, clip."""
+def frozen_names(names: Collection[str], patterns: Sequence[str]) -> set[str]:
+    """The names that one of the patterns matches as a whole, and those that never train.
+
+    Raises:
+      InputError: a pattern matches no name, or is no regular expression.
+    """
+    frozen = {n for n in names for p in NEVER_TRAINED if re.fullmatch(p, n)}
+    for pattern in patterns:
+        frozen |= matching_names(names, pattern, "freeze")
+    if not set(names) - frozen:
+        raise InputError(f"freeze {', '.join(patterns)} leaves no parameter to train.")
+    return frozen
+
+
+def factors(names: Collection[str], multipliers: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """{name: factor of its learning rate}; the first pattern that matches as a whole counts.
+
+    Raises:
+      InputError: a pattern matches no name, or is no regular expression.
+    """
+    out: dict[str, float] = {}
+    for pattern, factor in multipliers:
+        for name in matching_names(names, pattern, "multipliers"):
+            out.setdefault(name, factor)
+    return {name: out.get(name, 1.0) for name in names}
+
+
+def matching_names(names: Collection[str], pattern: str, setting: str) -> set[str]:
+    try:
+        found = {n for n in names if re.fullmatch(pattern, n)}
+    except re.error as e:
+        raise InputError(f"optim.{setting} has {pattern!r}, no regular expression: {e}.") from e
+    if not found:
+        first = ", ".join(sorted(names)[:3])
+        raise InputError(
+            f"optim.{setting} has {pattern!r}, which matches no parameter: it must match a whole "
+            f"name, such as {first} (`lunar-distill info MODEL --json` counts the parts)."
+        )
+    return found
+
+
+def make_optimizer(settings: OptimSettings) -> optax.GradientTransformation:
+    """Gradients -> directions, to be taken `learning_rate` times backwards. Trees: nested dicts."""
+
+    def scale_by_name(updates, params):
+        del params
+        flat = flax.traverse_util.flatten_dict(updates, sep="/")
+        by_name = factors(flat, settings.multipliers)
+        flat = {name: u * by_name[name] for name, u in flat.items()}
+        return flax.traverse_util.unflatten_dict(flat, sep="/")
+
     return optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.adamw(
-            schedule,
-            b1=0.9,
-            b2=0.95,
-            weight_decay=weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        optax.clip_by_global_norm(settings.clip),
+        optax.scale_by_adam(b1=0.9, b2=0.95, eps=settings.eps),
+        optax.add_decayed_weights(
+            settings.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
         ),
+        optax.stateless(scale_by_name) if settings.multipliers else optax.identity(),
     )

@@ -1,100 +1,195 @@
-"""One jitted training step: targets (the teacher, or ground truth), student, losses, update."""
+"""One jitted training step: targets once, every student, its trials as one batched program."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from lunar_distill_jax.losses.distill import Targets, objective
-from lunar_distill_jax.models.config import StereoConfig
-from lunar_distill_jax.models.stereo import StereoNet
-
-
-@flax.struct.dataclass
-class TrainState:
-    """step: int32 []; params: {"student", "projector": {} or its kernel}; opt: optax's state."""
-
-    step: Any
-    params: Any
-    opt: Any
-
-
-def ground_truth_targets(_, batch) -> Targets:
-    """The control experiment, and how a first teacher is trained."""
-    return Targets(batch["points1"], batch["points2"], batch["valid1"], batch["valid2"])
-
-
-def teacher_targets(config: StereoConfig) -> Callable[[Any, Mapping[str, Any]], Targets]:
-    """(teacher params, batch) -> the teacher's points and encoder tokens on the valid pixels."""
-
-    def targets(params, batch) -> Targets:
-        one, two = StereoNet(config).apply({"params": params}, batch["image1"], batch["image2"])
-        return Targets(
-            one.pts3d,
-            two.pts3d,
-            batch["valid1"],
-            batch["valid2"],
-            one.features["encoder"],
-            two.features["encoder"],
-        )
-
-    return targets
-
-
-def init_state(
-    params: Any,
-    tx: optax.GradientTransformation,
-    *,
-    seed: int,
-    student_width: int,
-    teacher_width: int | None,
-) -> TrainState:
-    """The state before the first step, from the student's parameters.
-
-    teacher_width: width of the tokens to imitate, or None without the feature loss
-    """
-    projector = {}
-    if teacher_width is not None:
-        rng = np.random.default_rng([seed, 13])
-        kernel = rng.standard_normal((student_width, teacher_width), np.float32)
-        projector = {"kernel": jnp.asarray(kernel * np.float32(student_width**-0.5))}
-    params = jax.tree.map(jnp.asarray, params)
-    both = {"student": params, "projector": projector}
-    return TrainState(jnp.zeros((), jnp.int32), both, tx.init(both))
+from lunar_distill_jax.losses.distill import loss_terms, objective
+from lunar_distill_jax.losses.settings import LossSettings
+from lunar_distill_jax.losses.targets import symmetrised
+from lunar_distill_jax.train import sharding
+from lunar_distill_jax.train.forward import TargetFn, student_forward
+from lunar_distill_jax.train.optim import learning_rate, make_optimizer
+from lunar_distill_jax.train.state import Student, StudentState, TrainState, flatten
 
 
 def make_train_step(
-    config: StereoConfig,
-    target_fn: Callable[[Any, Mapping[str, Any]], Targets],
-    tx: optax.GradientTransformation,
-    weights: Mapping[str, float],
-):
-    """-> jitted (state, teacher params, batch) -> (state, metrics); the old state is donated."""
+    students: Mapping[str, Student],
+    target_fn: TargetFn,
+    settings: LossSettings,
+    *,
+    symmetric: bool = False,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
+    state: TrainState | None = None,
+    teacher: Any = None,
+) -> Callable[[TrainState, Any, Mapping[str, Any]], tuple[TrainState, dict[str, Any]]]:
+    """-> jitted (state, teacher's variables, batch) -> (state, metrics); the old state is donated.
 
-    def loss_fn(params, targets, batch):
-        one, two = StereoNet(config).apply(
-            {"params": params["student"]}, batch["image1"], batch["image2"]
-        )
-        projected = None
-        if params["projector"]:
-            kernel = params["projector"]["kernel"]
-            projected = one.features["encoder"] @ kernel, two.features["encoder"] @ kernel
-        return objective(one, two, projected, targets, batch, weights)
+    target_fn:  `forward.live_teacher`, `forward.ground_truth`, or what reads a cache
+    symmetric:  every pair (a, b) is also trained on as (b, a): 2 B rows
+    accumulate: micro-batches a step. The result is that of the whole batch, whatever the masks:
+                every mean is divided by the count over all of it. (Batch norms are the exception:
+                their moments are those of a micro-batch.)
+    mesh:       devices to spread over, with the `state` and the `teacher`'s variables, or their
+                shapes, that will be given; None: wherever the arguments are
 
-    def train_step(state: TrainState, teacher_params, batch):
-        # Outside the differentiated function: no teacher activation is kept for backward.
-        targets = jax.lax.stop_gradient(target_fn(teacher_params, batch))
+    metrics: {student: {"loss", its terms, "grad_norm", "lr", "skipped": [T]}}
+    """
+
+    def train_step(state: TrainState, teacher_variables, batch):
+        rows = batch["image1"].shape[0]
+        if mesh is not None:
+            sharding.check_batch(rows, mesh, accumulate)
+        key = jax.random.fold_in(jax.random.key(0), state.step)
+
+        def targets_of(part):
+            part = _spread(part, mesh, every_device=True)
+            part = symmetrised(part) if symmetric else part
+            # Outside the differentiated function: no teacher activation is kept for backward.
+            return jax.lax.stop_gradient(target_fn(teacher_variables, part, key))
+
+        def images_of(part):
+            part = {k: part[k] for k in ("image1", "image2")}
+            return symmetrised(part) if symmetric else part
+
+        parts = jax.tree.map(lambda x: _micro_batches(x, accumulate), batch)
+        if accumulate == 1:
+            targets = targets_of(parts)
+        else:
+            targets = jax.lax.map(targets_of, parts)
+        targets = _spread(targets, mesh, axis=int(accumulate > 1))
+        images = {k: parts[k] for k in ("image1", "image2")}
+
+        new, metrics = {}, {}
+        for name, student in students.items():
+            update = _update(student, settings, images_of, accumulate)
+            new[name], metrics[name] = _over_trials(update)(
+                state.students[name], state.step, targets, images
+            )
+        return TrainState(state.step + 1, new), metrics
+
+    if mesh is None:
+        return jax.jit(train_step, donate_argnums=0)
+    states = sharding.state_sharding(state, mesh)
+    teachers = sharding.params_sharding(teacher, mesh)
+    return jax.jit(
+        train_step,
+        in_shardings=(states, teachers, NamedSharding(mesh, P("data"))),
+        out_shardings=(states, NamedSharding(mesh, P())),
+        donate_argnums=0,  # the old state's buffers become the new state's
+    )
+
+
+def _update(student: Student, settings: LossSettings, images_of, accumulate: int):
+    """-> (one trial's state, step, targets, images) -> (its state, its metrics)"""
+    tx = make_optimizer(student.optim)
+
+    def update(state: StudentState, step, targets, images):
+        key = jax.random.fold_in(jax.random.key(state.seed), step)
+
+        def terms_of(params, stats, part):
+            targets, images = part
+            images = images_of(images)
+            flat = {**flatten(state.frozen), **flatten(params)}
+            predictions, extras, stats = student_forward(
+                student, flat, stats, images["image1"], images["image2"]
+            )
+            hooks = student.config.hooks
+            terms = loss_terms(
+                predictions, extras, targets, student.on, settings, hooks=hooks, key=key
+            )
+            return terms, stats
+
+        def loss_fn(params, stats, part, counts):
+            terms, stats = terms_of(params, stats, part)
+            loss, values = objective(terms, state.weights, counts)
+            return loss, (values, stats)
+
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, terms), grads = grad_fn(state.params, targets, batch)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt), metrics
+        everything, stats = (targets, images), state.batch_stats
+        if accumulate == 1:
+            (loss, (values, stats)), grads = grad_fn(state.params, stats, everything, None)
+        else:
+            # What the means will be divided by. Where it follows from masks alone, no network runs.
+            def count(part):
+                terms, _ = terms_of(state.params, state.batch_stats, part)
+                return {k: m.count for k, m in terms.items()}
 
-    return jax.jit(train_step, donate_argnums=0)
+            counts = jax.tree.map(lambda c: c.sum(0), jax.lax.map(count, everything))
+
+            def add(carry, part):
+                so_far, stats = carry
+                (loss, (values, stats)), grads = grad_fn(state.params, stats, part, counts)
+                return (jax.tree.map(jnp.add, so_far, (loss, values, grads)), stats), None
+
+            zero = jnp.zeros(())
+            empty = (
+                zero,
+                {term: zero for term in counts},
+                jax.tree.map(jnp.zeros_like, state.params),
+            )
+            ((loss, values, grads), stats), _ = jax.lax.scan(add, (empty, stats), everything)
+
+        rate = learning_rate(
+            step,
+            state.lr,
+            final=student.optim.final,
+            warmup=student.optim.warmup,
+            steps=student.optim.steps,
+        )
+        norm = optax.tree.norm(grads)
+        direction, opt = tx.update(grads, state.opt, state.params)
+        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        ema = jax.tree.map(
+            lambda e, p: student.optim.ema * e + (1 - student.optim.ema) * p,
+            state.ema,
+            params if student.optim.ema else {},
+        )
+        new = state.replace(params=params, opt=opt, ema=ema, batch_stats=stats)
+        # On the device, so that no step waits for the host, and trial by trial.
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+        new = new.replace(skipped=state.skipped + ~finite)
+        metrics = {"loss": loss, **values, "grad_norm": norm, "lr": rate, "skipped": new.skipped}
+        return new, metrics
+
+    return update
+
+
+def _over_trials(update):
+    """The update of one trial for a stack of them; a single one is not batched."""
+
+    def run(state: StudentState, step, targets, images):
+        if len(state.skipped) > 1:
+            return jax.vmap(update, in_axes=(0, None, None, None))(state, step, targets, images)
+        new, metrics = update(jax.tree.map(lambda x: x[0], state), step, targets, images)
+        return jax.tree.map(lambda x: x[None], (new, metrics))
+
+    return run
+
+
+def _micro_batches(x, count: int):
+    """[B, ...] -> [count, B / count, ...], each with rows from every device."""
+    if count == 1:
+        return x
+    return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _spread(tree, mesh: Mesh | None, *, axis: int = 0, every_device: bool = False):
+    """Splits the samples, which lie along `axis`, over the mesh."""
+    if mesh is None:
+        return tree
+
+    def place(x):
+        spec = sharding.batch_spec(mesh, x.shape[axis], every_device=every_device)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*(None,) * axis, *spec)))
+
+    return jax.tree.map(place, tree)
