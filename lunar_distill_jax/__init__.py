@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lunar_distill_jax.api import Stereo, build, load, predict, save
     from lunar_distill_jax.evaluate.network import evaluate
     from lunar_distill_jax.models.compute import Compute
+    from lunar_distill_jax.models.zoo import custom_student
     from lunar_distill_jax.reconstruct.run import Reconstruction, reconstruct
     from lunar_distill_jax.types import Prediction
 
@@ -21,6 +22,7 @@ _HOME = {
     "Reconstruction": "reconstruct.run",
     "Stereo": "api",
     "build": "api",
+    "custom_student": "models.zoo",
     "evaluate": "evaluate.network",
     "load": "api",
     "predict": "api",
@@ -34,6 +36,7 @@ __all__ = [
     "Reconstruction",
     "Stereo",
     "build",
+    "custom_student",
     "evaluate",
     "load",
     "predict",

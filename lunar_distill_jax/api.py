@@ -48,6 +48,12 @@ class Stereo:
         """What `StereoNet(config).apply` takes."""
         return variables(self.params, self.batch_stats)
 
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """What a weight file holds: the parameters, and the moments as one more branch of them."""
+        statistics = {"batch_stats": self.batch_stats} if self.batch_stats else {}
+        return {**self.params, **statistics}
+
 
 def variables(params: Any, batch_stats: Any) -> dict[str, Any]:
     return {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
@@ -128,7 +134,7 @@ def read_network(
         known = ", ".join(EMBEDDED)
         extra = (
             f" {source} is an architecture without trained weights."
-            if str(source) in ARCHITECTURES
+            if str(source).partition("@")[0] in ARCHITECTURES
             else ""
         )
         raise InputError(
@@ -140,8 +146,7 @@ def read_network(
 
 def save(stereo: Stereo, path: str | os.PathLike) -> None:
     """Writes one self-describing weight file, atomically."""
-    arrays = {**stereo.params, **({"batch_stats": s} if (s := stereo.batch_stats) else {})}
-    write_weights(path, stereo.config, arrays, stereo.meta)
+    write_weights(path, stereo.config, stereo.arrays, stereo.meta)
 
 
 @functools.lru_cache(maxsize=16)

@@ -15,6 +15,7 @@ LAYERS = (
     ("models",),
     ("weights", "convert"),
     ("api",),
+    ("measure",),
     ("init",),
     ("losses",),
     ("train",),

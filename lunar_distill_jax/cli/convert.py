@@ -21,6 +21,7 @@ from lunar_distill_jax.convert.torch_file import require_checksums
 from lunar_distill_jax.convert.torch_write import write_hugging_face, write_pth
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.accounting import part_of
+from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.weights import add_meta, write_weights
 
@@ -31,6 +32,7 @@ examples:
   lunar-distill convert MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric.pth teacher.safetensors
   lunar-distill convert teacher.safetensors back.pth --to torch        the layout of released files
   lunar-distill convert teacher.safetensors back --to torch            a Hugging Face folder
+  lunar-distill convert s2 s2.safetensors --encoder-weights dinov2_vits14_pretrain.pth
 
 Needs no torch, and runs nothing that a file holds.
 """
@@ -47,6 +49,12 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SRC", help="a .pth, a Hugging Face folder, or our file")
     parser.add_argument("target", metavar="DST", help="a new file, or a new folder")
+    parser.add_argument(
+        "--encoder-weights",
+        metavar="FILE",
+        help="SRC is the name of a student: take its encoder from the checkpoint that the "
+        "encoder's authors published (timm's or Hugging Face's .safetensors, or a .pth)",
+    )
     parser.add_argument("--to", choices=("ours", "torch"), default="ours", help="(default: ours)")
     return parser
 
@@ -61,12 +69,22 @@ def run(args: argparse.Namespace) -> None:
     if source.is_file() and source.suffix in (".pth", ".pt"):
         with Progress(source.stat().st_size, "checking bytes") as progress:
             require_checksums(source, progress.update)
-    (to_torch if args.to == "torch" else to_ours)(source, target)
+    (to_torch if args.to == "torch" else to_ours)(source, target, args.encoder_weights)
 
 
-def to_ours(source: pathlib.Path, target: pathlib.Path) -> None:
+def read(
+    source: pathlib.Path, encoder_weights: str | None
+) -> tuple[StereoConfig, Any, dict[str, str]]:
+    """`ld.read_network`, or a new student whose encoder is in a file."""
+    if encoder_weights is None:
+        return ld.read_network(source)
+    student = ld.build(str(source), encoder_weights=encoder_weights)
+    return student.config, student.arrays, student.meta
+
+
+def to_ours(source: pathlib.Path, target: pathlib.Path, encoder_weights: str | None = None) -> None:
     """Writes our weight file, runs it once on `check_images`, and adds the result's hash to it."""
-    config, params, meta = ld.read_network(source)
+    config, params, meta = read(source, encoder_weights)
     if "source_sha256" not in meta and source.exists():  # else it is one of ours, and says it
         meta = {**meta, "source_sha256": _sha256(source)}
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
@@ -84,9 +102,11 @@ def to_ours(source: pathlib.Path, target: pathlib.Path) -> None:
     print(f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB).")
 
 
-def to_torch(source: pathlib.Path, target: pathlib.Path) -> None:
+def to_torch(
+    source: pathlib.Path, target: pathlib.Path, encoder_weights: str | None = None
+) -> None:
     """Writes the layout of released files (.pth), or else a Hugging Face folder."""
-    config, params, meta = ld.read_network(source)
+    config, params, meta = read(source, encoder_weights)
     network = to_pytorch(config, params, meta)
     with _progress(network.tensors, "writing") as progress:
         if target.suffix in (".pth", ".pt"):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import pathlib
 import re
 from typing import Any
 
 import jax
 
 import lunar_distill_jax.api as ld
+from lunar_distill_jax import atomic
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.models.accounting import mac_counts, parameter_counts
+from lunar_distill_jax.models.accounting import activation_bytes, mac_counts, parameter_counts
 from lunar_distill_jax.models.zoo import ARCHITECTURES, architecture
+from lunar_distill_jax.progress import Progress
 
 SIZE = "384x512"
 
@@ -23,20 +26,54 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         help="parameters, work, licence and provenance of a model",
         description="Show what a model is: its parameters and multiply-accumulates part by part, "
         "its bytes, its licence and where it comes from.",
-        epilog="example:\n  lunar-distill info moonlet --size 128x128",
+        epilog="examples:\n  lunar-distill info moonlet --size 128x128\n"
+        "  lunar-distill info slim-s@dinov3-s --json      a student with another encoder\n"
+        "  lunar-distill info --family --plot family.png  all students beside their teacher",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a model, a weight file, or an architecture")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="a model, a weight file, or an architecture"
+    )
     parser.add_argument(
         "--size", default=SIZE, metavar="HxW", help=f"of both images, in pixels (default: {SIZE})"
     )
     parser.add_argument("--json", action="store_true", help="for programs: one stable JSON object")
+    parser.add_argument(
+        "--family",
+        action="store_true",
+        help="a table of all students and their teacher, timed on this machine (minutes)",
+    )
+    parser.add_argument(
+        "--no-times", action="store_true", help="with --family: count only, do not time"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="with --family: draw what each is made of"
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.family:
+        run_family(args)
+        return
+    if args.model is None:
+        raise InputError("info needs a MODEL, or --family for all of them.")
     facts = collect(args.model, *parse_size(args.size))
     print(json.dumps(facts, indent=2, sort_keys=True) if args.json else as_text(facts))
+
+
+def run_family(args: argparse.Namespace) -> None:
+    from lunar_distill_jax.report.family import FAMILY, as_markdown, family_rows, plot
+
+    if args.model is not None:
+        raise InputError(f"--family shows all architectures: leave out {args.model}.")
+    if args.plot:
+        atomic.check_writable(pathlib.Path(args.plot).parent)
+    with Progress(len(FAMILY), "networks") as progress:
+        rows = family_rows(measured=not args.no_times, done=progress.update)
+    if args.plot:
+        plot(args.plot, rows)
+    print(json.dumps(rows, indent=2) if args.json else as_markdown(rows))
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -61,7 +98,7 @@ def collect(model: str, height: int, width: int) -> dict[str, Any]:
       InputError: there is no such model or architecture.
     """
     size, meta = None, {"source": "an architecture without weights"}
-    if model in ARCHITECTURES and model not in ld.EMBEDDED:
+    if model.partition("@")[0] in ARCHITECTURES and model not in ld.EMBEDDED:
         config = architecture(model)
     else:
         config, params, meta = ld.read_network(model)
@@ -76,23 +113,30 @@ def collect(model: str, height: int, width: int) -> dict[str, Any]:
         "meta": {k: v for k, v in meta.items() if k != "licence"},
         "parameters": {**parameters, "total": sum(parameters.values())},
         "parameters_used": sum(n for part, n in parameters.items() if part != "unused"),
+        "peak_activation_bytes": activation_bytes(config, height, width),
         "size": [height, width],
     }
 
 
 def as_text(facts: dict[str, Any]) -> str:
     parameters, macs = facts["parameters"], facts["macs"]
-    height, width = facts["size"]
+    peaks, (height, width) = facts["peak_activation_bytes"], facts["size"]
     lines = [
         f"{facts['architecture']['name']}: {parameters['total']:,} parameters, of which "
         f"{facts['parameters_used']:,} are used",
         "",
-        f"{'part':15s} {'parameters':>13s} {f'GMAC of a {height} x {width} pair':>26s}",
+        f"{'part':15s} {'parameters':>13s} {f'GMAC of a {height} x {width} pair':>26s} "
+        f"{'activations, MB':>16s}",
     ]
     for part in [*(p for p in parameters if p != "total"), "total"]:
-        lines.append(f"{part:15s} {parameters[part]:13,d} {macs.get(part, 0) / 1e9:26.3f}")
+        lines.append(
+            f"{part:15s} {parameters[part]:13,d} {macs.get(part, 0) / 1e9:26.3f} "
+            f"{peaks.get(part, 0) / 1e6:16.1f}"
+        )
     lines += [
-        "1 MAC = 2 FLOP; matrix products and convolutions are counted.",
+        "1 MAC = 2 FLOP; matrix products and convolutions are counted. Activations: most float32 "
+        "bytes alive",
+        "at once while the part runs.",
         "",
         f"bytes: {'-' if facts['bytes'] is None else format(facts['bytes'], ',d')}",
         f"licence: {facts['licence']}",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from lunar_distill_jax.models.config import HeadConfig
-from lunar_distill_jax.models.dpt import ResidualUnit
+from lunar_distill_jax.models.dpt import ResidualUnit, conv1x1
 
 
 def depth_to_space(x, block: int):
@@ -37,12 +36,12 @@ class CatConv(nn.Module):
     @nn.compact
     def __call__(self, tokens, size: tuple[int, int], stem=()):
         c = self.config
-        conv = functools.partial(nn.Conv, dtype=self.dtype)
         x = jnp.concatenate([t.astype(self.dtype) for t in tokens], axis=-1)
         x = x.reshape(x.shape[0], *size, x.shape[-1])
-        x = ResidualUnit(self.dtype, name="unit0")(conv(c.width, (1, 1), name="project")(x))
-        x = depth_to_space(conv(4 * c.width, (1, 1), name="expand")(x), 4)
+        x = conv1x1(c.width, dtype=self.dtype, name="project")(x)
+        x = ResidualUnit(self.dtype, name="unit0")(x)
+        x = depth_to_space(conv1x1(4 * c.width, dtype=self.dtype, name="expand")(x), 4)
         x = ResidualUnit(self.dtype, name="unit1")(x)  # [B, 4 h, 4 w, width / 4]
-        x = nn.relu(conv(c.last, (3, 3), padding=1, name="head1")(x))
-        x = nn.Conv(16 * self.channels, (1, 1), name="head2")(x.astype(jnp.float32))
+        x = nn.relu(nn.Conv(c.last, (3, 3), padding=1, dtype=self.dtype, name="head1")(x))
+        x = conv1x1(16 * self.channels, name="head2")(x.astype(jnp.float32))
         return depth_to_space(x, 4)

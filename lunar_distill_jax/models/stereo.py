@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.decoder import Decoder
-from lunar_distill_jax.models.encoder import Encoder, encode_views
+from lunar_distill_jax.models.encoder import Encoded, Encoder, encode_views
 from lunar_distill_jax.models.encoders.adapted import AdaptedEncoder
 from lunar_distill_jax.models.encoders.config import AdaptedEncoderConfig
 from lunar_distill_jax.models.heads import Head, prediction_from_raw
@@ -47,8 +48,21 @@ def oriented_raw(head: Head, layers, size: tuple[int, int], stem, portrait):
 
 def encoder_of(config: StereoConfig, compute: Compute, train: bool) -> nn.Module:
     if isinstance(config.encoder, AdaptedEncoderConfig):
-        return AdaptedEncoder(config.encoder, compute.dtype, train, name="encoder")
+        return AdaptedEncoder(config.encoder, compute, train, name="encoder")
     return Encoder(config.encoder, config.rope_base, compute, name="encoder")
+
+
+def in_turns(one: Encoded, two: Encoded) -> Encoded:
+    """Rows of `one` and `two` in turns: [B, ...] -> [2 B, ...]. Both are of one size, upright."""
+
+    def turns(a, b):
+        return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
+
+    tokens, stem, named = (
+        jax.tree.map(turns, getattr(one, key), getattr(two, key))
+        for key in ("tokens", "stem", "named")
+    )
+    return one._replace(tokens=tokens, stem=stem, named=named)
 
 
 class StereoNet(nn.Module):
@@ -57,6 +71,8 @@ class StereoNet(nn.Module):
     portrait1, portrait2: which samples are portrait images stored transposed in landscape arrays,
                           as `Encoder` takes it; maps keep the stored orientation, tokens run
                           through the upright picture
+    symmetric:            also predict the pair with its views swapped: 2 B rows, (a, b) and (b, a)
+                          in turns; each image is encoded once
     train:                batch norms of the encoder (MobileNetV3 has them) use the batch's own
                           moments, and update the collection "batch_stats"
     """
@@ -67,17 +83,19 @@ class StereoNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image1, image2, portrait1=False, portrait2=False
+        self, image1, image2, portrait1=False, portrait2=False, symmetric: bool = False
     ) -> tuple[Prediction, Prediction]:
         c = self.config
         if c.keep_unused:
             hold_unused(c)
         encoder = encoder_of(c, self.compute, self.train)
         one, two = encode_views(encoder, image1, image2, portrait1, portrait2)
+        if symmetric:
+            one, two = in_turns(one, two), in_turns(two, one)
         decoder = Decoder(c.decoder, c.rope_base, self.compute, name="decoder")
         layers1, layers2 = decoder(one.tokens, two.tokens, one.positions, two.positions)
         names = ("head", "head") if c.head.shared else ("head1", "head2")
-        heads = {name: Head(c, name=name) for name in names}
+        heads = {name: Head(c, name=name) for name in dict.fromkeys(names)}
 
         def view(head, image, layers, encoded, portrait):
             size = (image.shape[1] // c.encoder.patch, image.shape[2] // c.encoder.patch)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.config import (
@@ -17,7 +18,9 @@ from lunar_distill_jax.models.config import (
     StereoConfig,
 )
 from lunar_distill_jax.models.encoders.config import (
+    TOKEN,
     AdaptedEncoderConfig,
+    CustomConfig,
     MobileNetV3Config,
     ModelConfig,
     ViTConfig,
@@ -134,6 +137,35 @@ def architecture(name: str) -> StereoConfig:
     model = ENCODERS[_known(encoder, "encoder", ENCODERS)]
     adapted = dataclasses.replace(config.encoder, model=model, pixels=_pixels(encoder))
     return dataclasses.replace(config, name=name, encoder=adapted)
+
+
+def custom_student(
+    name: str,
+    function: Callable[[Any], Any],
+    *,
+    like: str = "slim-s",
+    stride: int = TOKEN,
+    align: str = "image",
+    pixels: str = "unit",
+) -> StereoConfig:
+    """A student with your own encoder: decoder and heads of the architecture `like`.
+
+    function: image [B, H, W, 3] -> features [B, h, w, D], D as you like; a function, which may call
+              flax modules, or a flax module. See `CustomConfig`, and docs/students.md.
+    stride, align, pixels: pixels of a feature, and what the function wants to be fed: see
+              `AdaptedEncoderConfig`
+
+    Raises:
+      InputError: there is no student `like`.
+    """
+    config = architecture(like)
+    if not isinstance(config.encoder, AdaptedEncoderConfig):
+        raise InputError(f"like is {like}, no student: choose from {', '.join(STUDENTS)}.")
+    label = getattr(function, "__name__", type(function).__name__)
+    encoder = AdaptedEncoderConfig(
+        CustomConfig(function, stride, label), config.encoder.width, align, pixels
+    )
+    return dataclasses.replace(config, name=name, encoder=encoder)
 
 
 def _known(name: str, what: str, names: Collection[str]) -> str:

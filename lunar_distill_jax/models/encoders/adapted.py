@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 
 from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.models.compute import Compute
+from lunar_distill_jax.models.dpt import conv1x1
 from lunar_distill_jax.models.encoder import Encoded
 from lunar_distill_jax.models.encoders.config import (
     AdaptedEncoderConfig,
@@ -39,21 +40,21 @@ class FromFunction(nn.Module):
     def __call__(self, image):
         function = self.function
         if isinstance(function, nn.Module):  # built outside: a copy takes its place in this tree
-            function = function.clone(name="module")
+            function = function.clone(parent=self, name="module")
         return function(image)
 
 
-def backbone(config: ModelConfig, dtype: Any, train: bool) -> nn.Module:
+def backbone(config: ModelConfig, compute: Compute, train: bool) -> nn.Module:
     """The encoder itself: image -> features [B, h, w, D], or (features, {name: feature})."""
     name = "backbone"
     if isinstance(config, MobileNetV3Config):
-        return MobileNetV3(config, dtype, train, name=name)
+        return MobileNetV3(config, compute.dtype, train, name=name)
     if isinstance(config, ViTConfig):
-        return ViT(config, dtype, name=name)
+        return ViT(config, compute, name=name)
     if isinstance(config, DINOv3Config):
-        return DINOv3(config, dtype, name=name)
+        return DINOv3(config, compute.dtype, name=name)
     if isinstance(config, ConvNeXtConfig):
-        return ConvNeXt(config, dtype, name=name)
+        return ConvNeXt(config, compute.dtype, name=name)
     assert isinstance(config, CustomConfig) and config.function, config
     return FromFunction(config.function, name=name)
 
@@ -67,7 +68,7 @@ class AdaptedEncoder(nn.Module):
     """
 
     config: AdaptedEncoderConfig
-    dtype: Any = jnp.float32
+    compute: Compute = Compute()
     train: bool = False
 
     @nn.compact
@@ -83,8 +84,9 @@ class AdaptedEncoder(nn.Module):
         features, named = self.encode(image)
 
         # GroupNorm of one group sees the whole map, as the paper's adapter does.
-        x = nn.Conv(c.width, (1, 1), use_bias=False, dtype=self.dtype, name="adapter")(features)
-        options = {"epsilon": 1e-5, "use_fast_variance": False, "dtype": self.dtype}
+        dtype = self.compute.dtype
+        x = conv1x1(c.width, use_bias=False, dtype=dtype, name="adapter")(features)
+        options = {"epsilon": 1e-5, "use_fast_variance": False, "dtype": dtype}
         x = nn.GroupNorm(1, **options, name="adapter_norm")(x)
         if c.align == "features":
             x = resample(x, h, w)
@@ -98,7 +100,7 @@ class AdaptedEncoder(nn.Module):
 
     def encode(self, image):
         """-> (features [B, h, w, D], {name: feature}) of the encoder itself, its output checked."""
-        out = backbone(self.config.model, self.dtype, self.train)(image)
+        out = backbone(self.config.model, self.compute, self.train)(image)
         features, named = out if isinstance(out, tuple) else (out, {})
         if features.ndim != 4 or len(features) != len(image):
             raise InputError(

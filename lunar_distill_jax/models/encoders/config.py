@@ -131,8 +131,7 @@ class AdaptedEncoderConfig:
     def to_dict(self) -> dict[str, Any]:
         model = {f.name: getattr(self.model, f.name) for f in dataclasses.fields(self.model)}
         if isinstance(self.model, CustomConfig):
-            function = model.pop("function")
-            model["name"] = self.model.name or getattr(function, "__name__", "custom")
+            del model["function"]
         return {**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "model": model}
 
     def check(self, name: str) -> None:

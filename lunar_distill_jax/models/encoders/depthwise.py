@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
+
+SHIFTED = "shifted_products"  # the scope in which products are a convolution's
 
 
 class DepthwiseConv(nn.Module):
@@ -34,7 +37,9 @@ class DepthwiseConv(nn.Module):
             for j in range(k):
                 end = (b, i + (rows - 1) * s + 1, j + (columns - 1) * s + 1, c)
                 window = lax.slice(x, (0, i, j, 0), end, (1, s, s, 1))
-                out = out + window * kernel[i, j, 0].astype(self.dtype)
+                with jax.named_scope(SHIFTED):
+                    product = window * kernel[i, j, 0].astype(self.dtype)
+                out = out + product
         if self.use_bias:
             out = out + self.param("bias", nn.initializers.zeros, (c,)).astype(self.dtype)
         return out

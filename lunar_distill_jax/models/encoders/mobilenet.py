@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lunar_distill_jax.models.dpt import conv1x1
 from lunar_distill_jax.models.encoders.config import MobileNetV3Config
 from lunar_distill_jax.models.encoders.depthwise import DepthwiseConv
 
@@ -87,8 +88,11 @@ class ConvNorm(nn.Module):
         if self.depthwise:
             x = DepthwiseConv(k, s, dtype=self.dtype, name="conv")(x)
         else:
-            same = {"padding": k // 2, "use_bias": False, "dtype": self.dtype}
-            x = nn.Conv(self.features, (k, k), (s, s), **same, name="conv")(x)
+            options = {"use_bias": False, "dtype": self.dtype, "name": "conv"}
+            if k == 1:
+                x = conv1x1(self.features, **options)(x)
+            else:
+                x = nn.Conv(self.features, (k, k), (s, s), padding=k // 2, **options)(x)
         x = BatchNorm(self.train, self.dtype, name="norm")(x)
         return x if self.activation is None else self.activation(x)
 
@@ -102,8 +106,8 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x):
         y = jnp.mean(x, (1, 2), keepdims=True)
-        y = nn.relu(nn.Conv(self.hidden, (1, 1), dtype=self.dtype, name="reduce")(y))
-        y = nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype, name="expand")(y)
+        y = nn.relu(conv1x1(self.hidden, dtype=self.dtype, name="reduce")(y))
+        y = conv1x1(x.shape[-1], dtype=self.dtype, name="expand")(y)
         return x * jax.nn.hard_sigmoid(y)
 
 

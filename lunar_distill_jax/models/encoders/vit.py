@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.encoder import PatchEmbed
 from lunar_distill_jax.models.encoders.config import ViTConfig
 from lunar_distill_jax.models.encoders.resample import interpolation_matrix
@@ -42,22 +41,22 @@ class ViTBlock(nn.Module):
     """x: [B, N, D] -> [B, N, D]"""
 
     config: ViTConfig
-    dtype: Any = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x):
-        c = self.config
+        c, dtype = self.config, self.compute.dtype
 
         def scaled(name, y):
             if not c.layer_scale:
                 return y
-            return y * self.param(name, nn.initializers.ones, (c.width,)).astype(self.dtype)
+            return y * self.param(name, nn.initializers.ones, (c.width,)).astype(dtype)
 
-        y = LayerNorm(self.dtype, name="norm1")(x)
-        y = SelfAttention(c.heads, self.dtype, name="attn")(y, no_rotation)
-        x = x + scaled("scale1", y)
-        y = LayerNorm(self.dtype, name="norm2")(x)
-        return x + scaled("scale2", Mlp(c.mlp_ratio, self.dtype, name="mlp")(y))
+        y = LayerNorm(dtype, name="norm1")(x)
+        attend = SelfAttention(c.heads, dtype, self.compute.attention, name="attn")
+        x = x + scaled("scale1", attend(y, no_rotation))
+        y = LayerNorm(dtype, name="norm2")(x)
+        return x + scaled("scale2", Mlp(c.mlp_ratio, dtype, name="mlp")(y))
 
 
 class ViT(nn.Module):
@@ -68,25 +67,25 @@ class ViT(nn.Module):
     """
 
     config: ViTConfig
-    dtype: Any = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, image):
-        c, (b, height, width, _) = self.config, image.shape
+        c, dtype, (b, height, width, _) = self.config, self.compute.dtype, image.shape
         h, w = -(-height // c.patch), -(-width // c.patch)
         padding = ((0, 0), (0, h * c.patch - height), (0, w * c.patch - width), (0, 0))
         image = jnp.pad(image, padding, mode="edge")
         normal = nn.initializers.normal(0.02)
         first = self.param("cls_token", normal, (1, 1, c.width))
         table = self.param("pos_embed", normal, (1, 1 + c.grid * c.grid, c.width))
-        positions = resample_positions(table, h, w, c.offset).astype(self.dtype)
+        positions = resample_positions(table, h, w, c.offset).astype(dtype)
 
-        x = PatchEmbed(c.width, c.patch, self.dtype, name="patch_embed")(image)
-        first = jnp.broadcast_to(first.astype(self.dtype), (b, 1, c.width))
+        x = PatchEmbed(c.width, c.patch, dtype, name="patch_embed")(image)
+        first = jnp.broadcast_to(first.astype(dtype), (b, 1, c.width))
         x = jnp.concatenate([first, x], axis=1) + positions
         if c.registers:
             tokens = self.param("register_tokens", normal, (1, c.registers, c.width))
-            tokens = jnp.broadcast_to(tokens.astype(self.dtype), (b, c.registers, c.width))
+            tokens = jnp.broadcast_to(tokens.astype(dtype), (b, c.registers, c.width))
             x = jnp.concatenate([x[:, :1], tokens, x[:, 1:]], axis=1)
 
         def patches(x):
@@ -94,7 +93,7 @@ class ViT(nn.Module):
 
         named = {}
         for i in range(c.depth):
-            x = ViTBlock(c, self.dtype, name=f"block{i}")(x)
+            x = self.compute.block(ViTBlock)(c, self.compute, name=f"block{i}")(x)
             named[f"block{i}"] = patches(x)
-        x = LayerNorm(self.dtype, name="norm")(x)
+        x = LayerNorm(dtype, name="norm")(x)
         return patches(x), {**named, "class": x[:, 0]}
