@@ -1,6 +1,7 @@
 r"""Timings, each as a ratio against a named peer in the same run: interleaved medians.
 
     make bench            # or: .venv/bin/python tools/bench.py --rounds 15
+    .venv/bin/python tools/bench.py --rounds 5 --torch /path/to/python-with-torch
 
 Absolute times belong to the machine of the day; only the ratios travel.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench_teacher import bench_teacher
 
 from lunar_distill_jax import api, moon
 from lunar_distill_jax.demo import get_config
@@ -119,8 +121,15 @@ def bench_step(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument(
+        "--torch", metavar="PYTHON", help="with torch: times the full teacher against PyTorch only"
+    )
+    args = parser.parse_args()
+    rounds = args.rounds
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, medians of {rounds} rounds")
+    if args.torch:
+        bench_teacher(args.torch, rounds)
+        return
     bench_double(rounds)
     bench_render(rounds)
     bench_step(rounds)
