@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lunar_distill_jax.api import Stereo, build, load, predict, save
-    from lunar_distill_jax.evaluate.network import evaluate
+    from lunar_distill_jax.evaluation.network import evaluate
     from lunar_distill_jax.models.compute import Compute
     from lunar_distill_jax.models.zoo import custom_student
-    from lunar_distill_jax.reconstruct.run import Reconstruction, reconstruct
+    from lunar_distill_jax.reconstruction.run import Reconstruction, reconstruct
     from lunar_distill_jax.types import Prediction
 
 _HOME = {
     "Compute": "models.compute",
     "Prediction": "types",
-    "Reconstruction": "reconstruct.run",
+    "Reconstruction": "reconstruction.run",
     "Stereo": "api",
     "build": "api",
     "custom_student": "models.zoo",
-    "evaluate": "evaluate.network",
+    "evaluate": "evaluation.network",
     "load": "api",
     "predict": "api",
-    "reconstruct": "reconstruct.run",
+    "reconstruct": "reconstruction.run",
     "save": "api",
 }
 

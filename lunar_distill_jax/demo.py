@@ -11,8 +11,8 @@ import ml_collections as mlc
 from lunar_distill_jax import api, atomic
 from lunar_distill_jax.data.source import open_pairs
 from lunar_distill_jax.data.synthetic import TRAINING_SEEDS
-from lunar_distill_jax.evaluate import baselines, run
-from lunar_distill_jax.evaluate.network import predictor
+from lunar_distill_jax.evaluation import baselines, run
+from lunar_distill_jax.evaluation.network import predictor
 from lunar_distill_jax.init.inherit import first_student
 from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.report.evaluation import write_evaluation

@@ -9,7 +9,7 @@ import tiny
 
 import lunar_distill_jax as ld
 from lunar_distill_jax import api, cli, demo
-from lunar_distill_jax.evaluate.metrics import METRICS
+from lunar_distill_jax.evaluation.metrics import METRICS
 
 MODELS = {"teacher", "student_before", "student_after", "baseline_mean", "baseline_plane"}
 

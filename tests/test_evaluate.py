@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lunar_distill_jax import geometry
 from lunar_distill_jax.data import stereolunar
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.evaluate import align, baselines, metrics, run
+from lunar_distill_jax.evaluation import align, baselines, metrics, run
 from lunar_distill_jax.types import PointMaps, StereoPair
 
 SAMPLES = pathlib.Path(__file__).parents[2] / "shared" / "samples" / "stereolunar"

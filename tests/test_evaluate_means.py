@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lunar_distill_jax.evaluate import metrics, run
+from lunar_distill_jax.evaluation import metrics, run
 
 
 def row(geometry_name, value, model="m", trajectory="nadir"):

@@ -19,7 +19,7 @@ LAYERS = (
     ("init",),
     ("losses",),
     ("train",),
-    ("evaluate", "reconstruct"),
+    ("evaluation", "reconstruction"),
     ("report",),
     ("demo",),
     ("cli",),
@@ -94,3 +94,10 @@ def test_files_are_short_and_named_for_their_content():
         assert path.stem not in ("utils", "misc", "helpers", "common"), path
         lines = len(path.read_text().splitlines())
         assert lines <= 400, f"{path} has {lines} lines"
+
+
+def test_no_module_hides_a_public_name():
+    """Importing `lunar_distill_jax.x` binds x in the package, over a function of that name."""
+    import lunar_distill_jax as ld
+
+    assert not set(ld.__all__) & {module.partition(".")[0] for module in MODULES}

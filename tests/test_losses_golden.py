@@ -26,12 +26,13 @@ CONF = ("pred_conf_1", "pred_conf_2")
 DESC = ("pred_desc_1", "pred_desc_2")
 DESC_CONF = ("pred_desc_conf_1", "pred_desc_conf_2")
 # Points that nearly coincide, so that a direction amplifies rounding. The same formulas in float64
-# are as far from the goldens: up to 2.2e-5. Seen: up to 2.4e-5.
+# are as far from the goldens: up to 2.2e-5. Seen: up to 2.4e-5 as XLA compiles for users, 3.9e-5
+# without its costly passes, as the tests compile.
 ROUNDING = {
     "D_Regr3D_none": 2e-5,
     "D_ScaleShiftInv_gtscale": 3e-5,
     "Regr3D_avg_log1p": 2e-5,
-    "Regr3D_ScaleShiftInv_gtscale": 3e-5,
+    "Regr3D_ScaleShiftInv_gtscale": 5e-5,
     "D_ScaleInv": 2e-5,
     "Regr3D_ScaleInv": 2e-5,
 }

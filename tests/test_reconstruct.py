@@ -16,8 +16,8 @@ import lunar_distill_jax as ld
 from lunar_distill_jax import cli, geometry
 from lunar_distill_jax.data.images import read_depth
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.reconstruct import files, run
-from lunar_distill_jax.reconstruct.overlap import overlap
+from lunar_distill_jax.reconstruction import files, run
+from lunar_distill_jax.reconstruction.overlap import overlap
 from lunar_distill_jax.report.reconstruction import write_reconstruction
 from lunar_distill_jax.types import Prediction
 

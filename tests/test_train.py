@@ -14,8 +14,9 @@ import tiny
 
 import lunar_distill_jax as ld
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.train import loop, optim
+from lunar_distill_jax.train import optim
 from lunar_distill_jax.train.loop import METRICS, STUDENT, read_history, train
+from lunar_distill_jax.train.plan import base_config, check_settings, complete
 
 STEPS = 15
 STUDENT_CONFIG = dataclasses.replace(
@@ -82,7 +83,8 @@ def test_loss_falls(unbroken):
     rows = read_history(unbroken[0])
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert set(rows[0]) == {
-        *("step", "loss", "lr", "grad_norm", "points", "features", "gradient", "matching")
+        *("step", "loss", "lr", "grad_norm", "skipped"),
+        *("points", "features", "gradient", "matching"),
     }
     first, last = (np.mean([row["loss"] for row in part]) for part in (rows[:3], rows[-3:]))
     assert last < 0.8 * first, (first, last)
@@ -165,7 +167,9 @@ def test_loss_that_is_not_finite_names_its_step(pairs, teacher, student, tmp_pat
     broken.params["head1"]["dpt"]["head2"]["bias"][0] = np.nan
     # Logged rarely: the state is looked at before it is kept all the same.
     config = get_config(log_every=100)
-    with pytest.raises(FloatingPointError, match="loss is nan at step 1;"):
+    with pytest.raises(
+        FloatingPointError, match="not finite at step 1; it was last finite at step 0"
+    ):
         train(config, tmp_path / "a", pairs, teacher=teacher, student=broken)
     assert not list((tmp_path / "a/checkpoints").iterdir())
     assert not (tmp_path / "a" / STUDENT).exists()
@@ -177,7 +181,7 @@ def test_loss_that_is_not_finite_names_its_step(pairs, teacher, student, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "has_teacher", "message"),
     [
-        ({"loss": {"pointz": 1.0}}, True, "Unknown loss pointz: choose from points, features"),
+        ({"loss": {"pointz": 1.0}}, True, "Unknown loss pointz: choose from points, confidence"),
         ({}, False, "loss.features is 0.3 but there is no teacher to imitate: set it to 0"),
         ({"matches": 0}, True, "config.matches is 0 but loss.matching is on"),
         ({"steps": 0}, True, "config.steps is 0: give 1 or more"),
@@ -210,50 +214,96 @@ def test_wrong_pairs_leave_no_folder(teacher, student, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_terms_left_out_have_weight_0():
+def test_what_a_config_leaves_out_has_its_default():
     config = get_config()
     config.loss = {"points": 2.0}
-    assert loop.check_settings(config, has_teacher=False) == {
-        **dict.fromkeys(("features", "gradient", "relief", "matching"), 0.0),
-        "points": 2.0,
-    }
+    plan = check_settings(config, has_teacher=False)
+    assert plan.on == ("points",) and dict(plan.runs[0].weights) == {"points": 2.0}
+    assert plan.runs[0].lr == 5e-3 and plan.optim.eps == 1e-8
+    full = complete(config)
+    assert full.accumulate == 1 and full.optim.warmup == 3 and full.matches == 16
+    assert set(full) == set(base_config())
+
+
+def test_trials_change_numbers_only():
+    config = get_config(
+        trials=({"lr": 1e-4}, {"seed": 7, "loss": {"features": 0.0, "relief": 1.0}})
+    )
+    plan = check_settings(config, has_teacher=True)
+    assert [(run.lr, run.seed) for run in plan.runs] == [(1e-4, 0), (5e-3, 7)]
+    assert plan.on == ("points", "gradient", "relief", "features", "matching")
+    assert "features" not in plan.runs[1].weights and "relief" not in plan.runs[0].weights
+    with pytest.raises(
+        InputError, match=r"config.trials\[0\] changes batch: trials of one program"
+    ):
+        check_settings(get_config(trials=({"batch": 2},)), has_teacher=True)
 
 
 # The optimizer ------------------------------------------------------------------------------------
 
 
 def test_learning_rate_warms_up_and_falls_as_a_half_cosine(unbroken):
-    rate = optim.learning_rate(peak=1.0, final=0.2, warmup=10, steps=110)
-    assert [float(rate(step)) for step in (0, 5, 10)] == pytest.approx([0, 0.5, 1])
-    assert float(rate(60)) == pytest.approx(0.6) and float(rate(110)) == pytest.approx(0.2)
-    assert float(rate(35)) == pytest.approx(0.6 + 0.4 * np.cos(np.pi / 4))
+    def rate(step, warmup=10, steps=110):
+        return float(optim.learning_rate(step, 1.0, final=0.2, warmup=warmup, steps=steps))
+
+    assert [rate(step) for step in (0, 5, 10)] == pytest.approx([0, 0.5, 1])
+    assert rate(60) == pytest.approx(0.6) and rate(110) == pytest.approx(0.2)
+    assert rate(35) == pytest.approx(0.6 + 0.4 * np.cos(np.pi / 4))
     # Warm-up longer than the run: still defined, still rising.
-    short = optim.learning_rate(peak=1.0, final=0.2, warmup=50, steps=5)
-    assert [float(short(step)) for step in (0, 2, 4)] == pytest.approx([0, 0.5, 1])
-    assert float(optim.learning_rate(peak=1.0, final=0.2, warmup=50, steps=1)(0)) == 1
+    assert [rate(step, 50, 5) for step in (0, 2, 4)] == pytest.approx([0, 0.5, 1])
+    assert rate(0, 50, 1) == 1
     rows = read_history(unbroken[0])
     assert [row["lr"] for row in rows[:4]] == pytest.approx([0, 5e-3 / 3, 1e-2 / 3, 5e-3])
 
 
+def updated(params, grads, **settings):
+    """Directions and the optimizer's state after one step."""
+    tx = optim.make_optimizer(optim.OptimSettings(steps=1, **settings))
+    return tx.update(grads, tx.init(params), params)
+
+
 def test_weight_decay_spares_vectors():
     params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3), "token": jnp.ones((1, 1, 3))}
-    tx = optim.make_optimizer(optax.constant_schedule(0.1), weight_decay=0.5, clip=1.0)
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
-    np.testing.assert_allclose(updates["token"], -0.05, rtol=1e-6)
-    assert not updates["bias"].any()
+    directions, _ = updated(params, jax.tree.map(jnp.zeros_like, params), weight_decay=0.5)
+    np.testing.assert_allclose(directions["kernel"], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(directions["token"], 0.5, rtol=1e-6)
+    assert not directions["bias"].any()
 
 
 def test_gradients_are_clipped_by_their_global_norm():
     params = {"a": jnp.zeros(2), "b": jnp.zeros((1, 2))}
-    tx = optim.make_optimizer(optax.constant_schedule(0.1), weight_decay=0.0, clip=1.0)
     large = {"a": jnp.array([30.0, 0]), "b": jnp.array([[0.0, 40]])}
-    _, state = tx.update(large, tx.init(params), params)
+    _, state = updated(params, large, weight_decay=0.0)
     moments = optax.tree.get(state, "mu")  # 0.1 of the clipped gradient: beta 0.9
     np.testing.assert_allclose(moments["a"], [0.06, 0], rtol=1e-6)
     np.testing.assert_allclose(moments["b"], [[0, 0.08]], rtol=1e-6)
     squares = optax.tree.get(state, "nu")  # 0.05 of its square: beta 0.95
     np.testing.assert_allclose(squares["b"], [[0, 0.05 * 0.64]], rtol=1e-5)
+
+
+def test_multipliers_are_by_name_and_the_first_match_counts():
+    params = {"encoder": {"block0": jnp.ones(2), "block1": jnp.ones(2)}, "head": jnp.ones(2)}
+    table = ((".*block0", 0.25), ("encoder/.*", 0.5))
+    directions, _ = updated(params, params, multipliers=table)
+    ratios = [directions["encoder"][k] / directions["head"] for k in ("block0", "block1")]
+    np.testing.assert_allclose(ratios, [[0.25] * 2, [0.5] * 2], rtol=1e-6)
+
+
+def test_patterns_must_match_whole_names():
+    names = ("encoder/a/kernel", "head/kernel", "unused/mask_token")
+    assert optim.frozen_names(names, ()) == {"unused/mask_token"}
+    assert optim.frozen_names(names, ("encoder/.*",)) == {"unused/mask_token", "encoder/a/kernel"}
+    for patterns, message in (
+        (("encodr/.*",), "optim.freeze has 'encodr/.*', which matches no parameter"),
+        (("encoder",), "it must match a whole name, such as encoder/a/kernel"),
+        (("(",), "no regular expression"),
+        ((".*",), "leaves no parameter to train"),
+    ):
+        with pytest.raises(InputError) as error:
+            optim.frozen_names(names, patterns)
+        assert message in str(error.value)
+    with pytest.raises(InputError, match="optim.multipliers has 'encodr', which matches no"):
+        optim.factors(names, (("encodr", 0.1),))
 
 
 def test_history_of_no_run_is_empty(tmp_path):

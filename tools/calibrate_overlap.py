@@ -13,7 +13,7 @@ import numpy as np
 
 from lunar_distill_jax.data.source import open_pairs
 from lunar_distill_jax.progress import Progress
-from lunar_distill_jax.reconstruct.overlap import HALF, STEEP, overlap
+from lunar_distill_jax.reconstruction.overlap import HALF, STEEP, overlap
 
 SIDE = 192  # pixels of the rendered frames
 PRIOR = 1e-4  # of the squared steepness

@@ -22,8 +22,8 @@ import numpy as np
 from lunar_distill_jax import api, atomic
 from lunar_distill_jax.data.images import resize_depth, resize_image, resize_intrinsics
 from lunar_distill_jax.data.synthetic import synthetic_pairs
-from lunar_distill_jax.evaluate import baselines, run
-from lunar_distill_jax.evaluate.network import predictor
+from lunar_distill_jax.evaluation import baselines, run
+from lunar_distill_jax.evaluation.network import predictor
 from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.train.loop import METRICS, read_history, train
 from lunar_distill_jax.types import StereoPair

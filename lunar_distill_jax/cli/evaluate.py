@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> None:
     from lunar_distill_jax import api, atomic, demo
     from lunar_distill_jax.data.source import SYNTHETIC, open_pairs
     from lunar_distill_jax.data.synthetic import TRAINING_SEEDS
-    from lunar_distill_jax.evaluate import baselines
-    from lunar_distill_jax.evaluate import run as evaluation
-    from lunar_distill_jax.evaluate.network import predictor
+    from lunar_distill_jax.evaluation import baselines
+    from lunar_distill_jax.evaluation import run as evaluation
+    from lunar_distill_jax.evaluation.network import predictor
     from lunar_distill_jax.progress import Progress
     from lunar_distill_jax.report.evaluation import write_evaluation
 

@@ -104,8 +104,8 @@ def _jobs(one: pathlib.Path, two: pathlib.Path, out: pathlib.Path):
 
 def _reconstruct(stereo, one, two, out, args) -> None:
     from lunar_distill_jax import atomic
-    from lunar_distill_jax.reconstruct import files
-    from lunar_distill_jax.reconstruct.run import reconstruct
+    from lunar_distill_jax.reconstruction import files
+    from lunar_distill_jax.reconstruction.run import reconstruct
     from lunar_distill_jax.report.reconstruction import write_reconstruction
 
     focal = None if args.focal is None else (args.focal[0], args.focal[-1])

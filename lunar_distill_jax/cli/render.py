@@ -15,7 +15,7 @@ from lunar_distill_jax import moon
 from lunar_distill_jax.atomic import atomic_folder
 from lunar_distill_jax.data import write
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.moon import preview
+from lunar_distill_jax.moon import dem, preview
 from lunar_distill_jax.types import StereoPair
 
 TRAJECTORIES = ("nadir", "oblique", "dynamic")
@@ -54,6 +54,19 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", default="0", metavar="K", help="(default: 0)")
     parser.add_argument(
+        "--preset",
+        default="first",
+        metavar="NAME",
+        help="first: the Moon that moonlet was trained on; stereolunar: looks most like the real "
+        "frames; physical: finite sun, cast shadows, Hapke, sensor noise (default: first)",
+    )
+    parser.add_argument(
+        "--dem", metavar="FILE", help="real ground: GeoTIFF, PDS (needs rasterio) or .npz"
+    )
+    parser.add_argument(
+        "--levels", metavar="KM,KM,...", help="altitudes over the ground (default: 3.5 to 30.5)"
+    )
+    parser.add_argument(
         "--cast-shadows", action="store_true", help="real shadows; StereoLunar has none"
     )
     parser.add_argument(
@@ -77,7 +90,9 @@ def run(args: argparse.Namespace) -> None:
         )
     trajectories = TRAJECTORIES if args.trajectory == "mixed" else (args.trajectory,)
     suns = _suns(args.sun)
-    pairs = _render(count, size, trajectories, seed, suns, cast_shadows=args.cast_shadows)
+    kind = _moon(args)
+    ground = dem.read_dem(args.dem) if args.dem else None
+    pairs = _render(count, size, trajectories, seed, suns, kind, ground)
     shown: dict[int, StereoPair] = {}
     out = pathlib.Path(args.out)
     with atomic_folder(out) as part:
@@ -119,18 +134,32 @@ def _suns(text: str) -> tuple:
     )
 
 
-def _render(count, size, trajectories, seed, suns, *, cast_shadows) -> Iterator[StereoPair]:
+def _moon(args: argparse.Namespace) -> moon.Moon:
+    kind = moon.preset(args.preset)
+    if args.levels:
+        try:
+            levels = tuple(float(word) for word in args.levels.split(","))
+        except ValueError:
+            raise InputError(
+                f"--levels is {args.levels!r}: give altitudes in km, such as 5,10,20."
+            ) from None
+        kind = dataclasses.replace(kind, levels_km=levels)
+    if args.cast_shadows:
+        kind = dataclasses.replace(kind, light=dataclasses.replace(kind.light, cast_shadows=True))
+    return kind
+
+
+def _render(count, size, trajectories, seed, suns, kind, ground) -> Iterator[StereoPair]:
     """Yields `count` pairs; the last camera pair may get fewer suns than the others."""
     for index in range(-(-count // len(suns))):
         # Not seed + index: neighbouring seeds must not share scenes, or a test set leaks.
         scene_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-        yield from moon.make_lightings(
-            scene_seed,
-            trajectories[index % len(trajectories)],
-            size,
-            suns[: count - index * len(suns)],
-            cast_shadows=cast_shadows,
-        )
+        trajectory = trajectories[index % len(trajectories)]
+        if ground is None:
+            scene = moon.make_scene(scene_seed, trajectory, size, moon=kind)
+        else:
+            scene = dem.make_dem_scene(ground, scene_seed, trajectory, size, moon=kind)
+        yield from moon.light_scenes([scene], suns[: count - index * len(suns)])
 
 
 def _keep_for_preview(pairs: Iterator[StereoPair], shown: dict) -> Iterator[StereoPair]:

@@ -6,17 +6,20 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import flax.traverse_util
 import numpy as np
 
 from lunar_distill_jax import api
+from lunar_distill_jax.data.batches import check_pairs, stack_images
 from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.init.calibrated import calibrated
 from lunar_distill_jax.init.controls import HeadPair, heads_only, paper_fixed
 from lunar_distill_jax.init.depth import layer_map
 from lunar_distill_jax.init.paper import paper
+from lunar_distill_jax.init.structured import inherited_encoder, structured
+from lunar_distill_jax.init.tree import flatten, unflatten
 from lunar_distill_jax.models.config import StereoConfig
 
-METHODS = ("random", "heads_only", "paper", "paper_fixed")
+METHODS = ("random", "heads_only", "paper", "paper_fixed", "structured", "calibrated")
 
 
 def init_student(
@@ -50,8 +53,7 @@ def init_student(
     start = time.monotonic()
     given = isinstance(student, api.Stereo)
     student = student if isinstance(student, api.Stereo) else api.build(student, seed)
-    theirs = flax.traverse_util.flatten_dict(teacher.params, sep="/")
-    ours = {k: np.asarray(v) for k, v in _flat(student.params).items()}
+    theirs, ours = flatten(teacher.params), flatten(student.params)
     how: dict[str, str] = {}
     report: dict[str, Any] = {}
     if method == "heads_only":
@@ -64,7 +66,18 @@ def init_student(
         else:
             heads = head_pair(teacher.config, student.config)
             ours, how = paper_fixed(theirs, ours, blocks, heads, compression)
-    params = flax.traverse_util.unflatten_dict(ours, sep="/")
+    elif method in ("structured", "calibrated"):
+        configs = (teacher.config, student.config)
+        encoder = {} if given else inherited_encoder(theirs, ours, configs)
+        ours = {**ours, **encoder}
+        if method == "structured":
+            ours, how, notes, made = structured(theirs, ours, configs)
+        else:
+            images = calibration_images(calibration)
+            student = student.replace(params=unflatten(ours))
+            ours, how, notes, made = calibrated(teacher, student, images)
+        how |= {name: "copied" for name in encoder}
+        report |= notes
     report = {
         "method": method,
         "teacher": teacher.config.name,
@@ -74,17 +87,34 @@ def init_student(
         "parameters": {name: how.get(name, "given" if given else "fresh") for name in ours},
         "seconds": time.monotonic() - start,
     }
-    return api.Stereo(student.config, params, _meta(teacher, student, method, how)), report
+    meta = _meta(teacher, student, method, how)
+    return student.replace(params=unflatten(ours), meta=meta), report
+
+
+def calibration_images(calibration) -> tuple[np.ndarray, np.ndarray]:
+    """Both views of the calibration pairs: two [P, H, W, 3] in [-1, 1].
+
+    calibration: these two arrays, or `StereoPair`s of one size
+
+    Raises:
+      InputError: there are none.
+    """
+    if calibration is None:
+        raise InputError(
+            "The method calibrated needs pairs of images: give calibration (--calibration DATA), "
+            "or take the method structured."
+        )
+    if isinstance(calibration, tuple) and len(calibration) == 2:
+        return calibration
+    pairs = list(calibration)
+    check_pairs(pairs)
+    return stack_images(pairs)
 
 
 def head_pair(teacher: StereoConfig, student: StereoConfig) -> HeadPair:
     """The heads of both decoders."""
     a, b = teacher.decoder, student.decoder
     return HeadPair(a.heads, a.width // a.heads, b.heads, b.width // b.heads)
-
-
-def _flat(params: Any) -> dict[str, Any]:
-    return flax.traverse_util.flatten_dict(params, sep="/")
 
 
 def _meta(teacher: api.Stereo, student: api.Stereo, method: str, how: Mapping) -> dict[str, str]:

@@ -120,7 +120,10 @@ class _Memory:
         self.run(jaxpr, scope, {v for v in jaxpr.outvars if _is_variable(v)})
         for inside, outside in zip(jaxpr.outvars, equation.outvars, strict=True):
             if _is_variable(inside) and inside in self.buffers:
-                self.share(outside, self.buffers[inside])
+                if _bytes(inside) == _bytes(outside):
+                    self.share(outside, self.buffers[inside])
+                else:  # a loop stacks what its rounds give
+                    self.store(outside)
         for var in (*jaxpr.invars, *jaxpr.outvars):
             if _is_variable(var):
                 self.drop(var)

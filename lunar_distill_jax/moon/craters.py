@@ -21,7 +21,7 @@ AGES = np.geomspace(YOUNGEST, OLDEST, 16)
 REACH = 3.0  # a crater ends at this many radii
 STEPS_PER_RADIUS = 32
 DEGREE = 16
-YOUNG_GIANTS = 0.2  # debris, not diffusion, wears down a crater of many kilometres
+YOUNG_GIANTS = 0.1  # debris, not diffusion, wears down a crater of many kilometres
 SECONDARY_DEPTH = 0.6  # of a primary's: secondaries hit slowly
 
 
@@ -166,7 +166,7 @@ def _shapes(key: jax.Array, diameter_km: jax.Array, ground: Ground) -> jax.Array
     peak = jnp.zeros_like(floor)
     if ground.complex_shapes:
         flat = diameter_km > morphology.COMPLEX_KM
-        floor, peak = jnp.where(flat, 0.65 * floor, floor), morphology.peak_km(diameter_km)
+        floor, peak = jnp.where(flat, 0.65, floor), morphology.peak_km(diameter_km)
     return jnp.concatenate([ground.irregular * normal, floor[:, None], peak[:, None]], 1)
 
 
@@ -217,7 +217,7 @@ def _stamp(
         deepest = depth_km * crater_height(jnp.zeros(()), age, series)
         # The peak grows with the crater's depth: an old one has little of both.
         peak = jnp.exp(-x_squared / (2 * 0.12**2)) * crater[10] * deepest / (-0.181 * depth_km)
-        profile = morphology.fill(profile, crater[9] * deepest, -0.05 * deepest) + peak
+        profile = morphology.fill(profile, crater[9] * deepest, -0.25 * deepest) + peak
     new = old + pull * (plane - old) + profile
     return jax.lax.dynamic_update_slice(heights, new, corner)
 

@@ -17,7 +17,7 @@ NEUKUM = (
 COMPLEX_KM = 15.0  # larger craters have flat floors and peaks
 CLUSTERS = 24
 GIANTS = 24  # at most
-BOULDERS, BOULDER_PATCH, BOULDER_SLOPE = 1500, 16, 3.2
+BOULDERS, BOULDER_PATCH, BOULDER_SLOPE, LARGEST_BOULDER_M = 1500, 16, 3.2, 40.0
 
 
 def production(diameter_km: float, age_ga: float) -> float:
@@ -53,9 +53,9 @@ def fill(height: jax.Array, floor: jax.Array, width: jax.Array) -> jax.Array:
 
 
 def floor_level(key: jax.Array, diameter_km: jax.Array, filled: float) -> jax.Array:
-    """How deep the flat floor lies, as a share of the bowl's depth: 1 where there is none."""
+    """How deep the flat floor lies, as a share of the bowl's depth; 2 where there is none."""
     debris, share = jax.random.uniform(key, (2, *diameter_km.shape))
-    return jnp.where((share < filled) & (diameter_km > 0.3), 0.5 + 0.45 * debris, 1.0)
+    return jnp.where((share < filled) & (diameter_km > 1.0), 0.6 + 0.35 * debris, 2.0)
 
 
 def peak_km(diameter_km: jax.Array) -> jax.Array:
@@ -99,7 +99,8 @@ def draw_giants(
         per_km2 = density * 10**-1.14 * (low**-1.83 - high**-1.83)
         reach = n + 1.2 * large  # to the rim, on both sides
         count = rng.poisson(per_km2 * (reach * cell_km) ** 2)
-        diameter = np.exp(rng.uniform(math.log(small), math.log(large), count))
+        ends = small**-1.83, large**-1.83
+        diameter = (ends[0] - rng.uniform(size=count) * (ends[0] - ends[1])) ** (-1 / 1.83)
         place = rng.uniform(-0.6 * large, n + 0.6 * large, (count, 2))
         found.append(np.append(place, diameter[:, None], 1))
     found = np.concatenate(found)
@@ -114,9 +115,13 @@ def draw_boulders(rng: np.random.Generator, n: int, cell_km: float, per_km2: flo
     """Boulders float32 [BOULDERS, 3]: row, column, diameter (cells); 0 where there are fewer."""
     out = np.zeros((BOULDERS, 3), np.float32)
     least_m = max(2.0, 2e3 * cell_km)
-    count = per_km2 * (least_m / 2.0) ** -BOULDER_SLOPE * (n * cell_km) ** 2
-    count = min(rng.poisson(min(count, 10.0 * BOULDERS)), BOULDERS) if per_km2 else 0
-    diameter_m = least_m * rng.uniform(size=count) ** (-1 / BOULDER_SLOPE)
+    if least_m >= LARGEST_BOULDER_M:
+        return out
+    ends = [(size / 2.0) ** -BOULDER_SLOPE for size in (least_m, LARGEST_BOULDER_M)]
+    expected = per_km2 * (ends[0] - ends[1]) * (n * cell_km) ** 2
+    count = min(rng.poisson(min(expected, 10.0 * BOULDERS)), BOULDERS)
+    level = ends[0] - rng.uniform(size=count) * (ends[0] - ends[1])
+    diameter_m = 2.0 * level ** (-1 / BOULDER_SLOPE)
     half = BOULDER_PATCH / 2
     out[:count, :2] = rng.uniform(half, n - half, (count, 2))
     out[:count, 2] = np.minimum(diameter_m / (1e3 * cell_km), BOULDER_PATCH - 2)

@@ -35,7 +35,7 @@ class Ground:
     giants:         craters too large for a stamp, up to three times the side of the grid, at
                     `giants` times Hartmann's saturation; 0: none
     irregular:      how far rims depart from circles, RMS of each harmonic, relative
-    filled:         share of the craters above 300 m whose floor is flat with debris
+    filled:         share of the craters above 1 km whose floor is flat with debris
     complex_shapes: flat floors and central peaks above 15 km (Pike 1977)
     secondaries:    share of the craters below 1 km that lie in chains and clusters
     boulders:       boulders of 2 m and more per km^2, N(>D) ~ D^-3.2; shown from two cells on
@@ -70,7 +70,7 @@ class Light:
     """photometry: "lommel-seeliger", "hapke", "mcewen" or "lambert" (`photometry`)
     cast_shadows:  StereoLunar has none
     sun_radius_deg: 0: a point; 0.267: the true sun, whose penumbra grows with distance
-    albedo:         spread of the ground's reflectance (log-normal, patches of a kilometre); 0: one
+    albedo:         spread of the ground's reflectance (log-normal, patches of kilometres); 0: one
     """
 
     photometry: str = "lommel-seeliger"
@@ -125,19 +125,22 @@ class Moon:
 FIRST = Moon()
 STEREOLUNAR = Moon(
     ground=Ground(
-        relief_slope=0.12,
-        giants=0.6,
+        relief_slope=0.15,
+        texture_slope=0.042,
+        giants=0.8,
         irregular=0.05,
-        filled=0.4,
+        filled=0.3,
         complex_shapes=True,
         secondaries=0.25,
-    )
+    ),
+    # The grid's own smoothing does the rest of StereoLunar's 0.6.
+    sensor=Sensor(psf_px=0.42),
 )
 PHYSICAL = dataclasses.replace(
     STEREOLUNAR,
     ground=dataclasses.replace(STEREOLUNAR.ground, boulders=30.0, sphere="exact"),
     light=Light("hapke", cast_shadows=True, sun_radius_deg=0.267, albedo=0.05),
-    sensor=Sensor(exposure="percentile", full_well=30e3, read_noise=20.0),
+    sensor=Sensor(psf_px=0.42, exposure="percentile", full_well=30e3, read_noise=20.0),
 )
 PRESETS = {"first": FIRST, "stereolunar": STEREOLUNAR, "physical": PHYSICAL}
 

@@ -25,10 +25,9 @@ def direction(latitude_deg: float, longitude_deg: float) -> np.ndarray:
     return np.array([math.cos(lat) * math.cos(lon), math.cos(lat) * math.sin(lon), math.sin(lat)])
 
 
-def place(latitude_deg: float, longitude_deg: float, heading: float) -> np.ndarray:
-    """T_world_grid [4, 4]: the grid touches the sphere at a site, turned by `heading` (rad) from
-    east-north-up; metres."""
-    up = direction(latitude_deg, longitude_deg)
+def place_at(up: np.ndarray, heading: float) -> np.ndarray:
+    """T_world_grid [4, 4]: the grid touches the sphere in the direction `up` (a unit vector),
+    turned by `heading` (rad) from east-north-up; metres."""
     T = np.eye(4)
     T[:3, :3] = east_north_up(up) @ cameras.rotation_about(2, heading)
     T[:3, 3] = 1e3 * MOON_RADIUS_KM * up
@@ -36,10 +35,10 @@ def place(latitude_deg: float, longitude_deg: float, heading: float) -> np.ndarr
 
 
 def place_near_south_pole(rng: np.random.Generator) -> np.ndarray:
-    """`place` at a site of StereoLunar's latitudes, turned by any angle."""
+    """`place_at` a site of StereoLunar's latitudes, turned by any angle."""
     latitude = rng.uniform(-89.9, -87.1)
     longitude, heading = rng.uniform(0.0, 2 * math.pi, 2)
-    return place(latitude, math.degrees(longitude), heading)
+    return place_at(direction(latitude, math.degrees(longitude)), heading)
 
 
 def sun_in_grid(T_world_grid: np.ndarray, azimuth_deg: float, elevation_deg: float) -> np.ndarray:

@@ -125,7 +125,8 @@ def _light(surface, depth_km, valid, normals, centre, rotation, sun, key, *, lig
     return photometry.expose(jnp.where(valid, radiance, 0.0), sensor, key)
 
 
-def _check(trajectory: str, size: int, grid: int | None) -> int:
+def check_arguments(trajectory: str, size: int, grid: int | None) -> int:
+    """-> samples along the side of the grid; raises InputError where one is out of range."""
     if trajectory not in cameras.TRAJECTORIES:
         raise InputError(
             f"Unknown trajectory {trajectory!r}: choose one of {', '.join(cameras.TRAJECTORIES)}."
@@ -158,7 +159,7 @@ def make_scene(
     Raises:
       InputError: an argument is out of range.
     """
-    n = _check(trajectory, size, grid)
+    n = check_arguments(trajectory, size, grid)
     for attempt in range(MAX_DRAWS):
         rng = generator(seed, list(cameras.TRAJECTORIES).index(trajectory), attempt)
         pair = cameras.draw_cameras(rng, trajectory, moon.levels_km)

@@ -48,11 +48,11 @@ def fractal(key: jax.Array, n: int, cell_km: jax.Array, ground: Ground = FIRST.g
 
 
 def reflectance(key: jax.Array, n: int, cell_km: jax.Array, spread: float) -> jax.Array:
-    """Albedo [N, N] relative to its mean: log-normal, in patches of a kilometre and more."""
+    """Albedo [N, N] relative to its mean: log-normal, in patches of kilometres."""
     noise = jnp.fft.rfft2(jax.random.normal(key, (n, n)))
     ky = (jnp.asarray(np.fft.fftfreq(n), jnp.float32) / cell_km)[:, None]
     kx = (jnp.asarray(np.fft.rfftfreq(n), jnp.float32) / cell_km)[None, :]
-    field = jnp.fft.irfft2(noise * (kx**2 + ky**2 + 1.0) ** -1.0, (n, n))
+    field = jnp.fft.irfft2(noise * (kx**2 + ky**2 + 0.2**2) ** -1.0, (n, n))
     return jnp.exp(spread * (field - field.mean()) / jnp.maximum(field.std(), 1e-12))
 
 

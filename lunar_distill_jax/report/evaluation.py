@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from lunar_distill_jax.evaluate.metrics import METRICS
-from lunar_distill_jax.evaluate.run import Evaluation, Predictor
+from lunar_distill_jax.evaluation.metrics import METRICS
+from lunar_distill_jax.evaluation.run import Evaluation, Predictor
 from lunar_distill_jax.report.page import Shown, write_report
 from lunar_distill_jax.types import StereoPair
 

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lunar_distill_jax import atomic, geometry
-from lunar_distill_jax.reconstruct.files import Terrain
-from lunar_distill_jax.reconstruct.run import Reconstruction, View
+from lunar_distill_jax.reconstruction.files import Terrain
+from lunar_distill_jax.reconstruction.run import Reconstruction, View
 from lunar_distill_jax.report import cloud, figures
 from lunar_distill_jax.report.page import KILOMETRES, NO_UNIT, assemble, viewer
 

@@ -6,8 +6,8 @@ import html
 import math
 from collections.abc import Iterable, Mapping
 
-from lunar_distill_jax.evaluate import ours
-from lunar_distill_jax.evaluate.catalogue import Metric
+from lunar_distill_jax.evaluation import ours
+from lunar_distill_jax.evaluation.catalogue import Metric
 
 ORACLES = {"baseline_plane"}  # they have seen the ground truth of the very pair they are scored on
 ORACLE_TAG = ' <span class="tag">oracle</span>'

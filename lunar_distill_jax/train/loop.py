@@ -94,12 +94,13 @@ def train_together(
 
     # The step: one program with the teacher and every student inside.
     if teacher is None:
-        target_fn = forward.ground_truth(plan.on)
+        target_fn = forward.ground_truth(plan.on, symmetric=config.symmetric)
     else:
         target_fn = forward.live_teacher(
             teacher.config,
             plan.on,
             plan.settings,
+            symmetric=config.symmetric,
             matches=config.matches,
             compute=plan.teacher_compute,
         )

@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 
 from lunar_distill_jax.losses.distill import loss_terms, objective
 from lunar_distill_jax.losses.settings import LossSettings
-from lunar_distill_jax.losses.targets import symmetrised
 from lunar_distill_jax.train import sharding
 from lunar_distill_jax.train.forward import TargetFn, student_forward
 from lunar_distill_jax.train.optim import learning_rate, make_optimizer
@@ -34,7 +33,7 @@ def make_train_step(
     """-> jitted (state, teacher's variables, batch) -> (state, metrics); the old state is donated.
 
     target_fn:  `forward.live_teacher`, `forward.ground_truth`, or what reads a cache
-    symmetric:  every pair (a, b) is also trained on as (b, a): 2 B rows
+    symmetric:  every pair (a, b) is also trained on as (b, a): 2 B rows, as many as the targets'
     accumulate: micro-batches a step. The result is that of the whole batch, whatever the masks:
                 every mean is divided by the count over all of it. (Batch norms are the exception:
                 their moments are those of a micro-batch.)
@@ -52,13 +51,8 @@ def make_train_step(
 
         def targets_of(part):
             part = _spread(part, mesh, every_device=True)
-            part = symmetrised(part) if symmetric else part
             # Outside the differentiated function: no teacher activation is kept for backward.
             return jax.lax.stop_gradient(target_fn(teacher_variables, part, key))
-
-        def images_of(part):
-            part = {k: part[k] for k in ("image1", "image2")}
-            return symmetrised(part) if symmetric else part
 
         parts = jax.tree.map(lambda x: _micro_batches(x, accumulate), batch)
         if accumulate == 1:
@@ -70,7 +64,7 @@ def make_train_step(
 
         new, metrics = {}, {}
         for name, student in students.items():
-            update = _update(student, settings, images_of, accumulate)
+            update = _update(student, settings, symmetric, accumulate)
             new[name], metrics[name] = _over_trials(update)(
                 state.students[name], state.step, targets, images
             )
@@ -88,7 +82,7 @@ def make_train_step(
     )
 
 
-def _update(student: Student, settings: LossSettings, images_of, accumulate: int):
+def _update(student: Student, settings: LossSettings, symmetric: bool, accumulate: int):
     """-> (one trial's state, step, targets, images) -> (its state, its metrics)"""
     tx = make_optimizer(student.optim)
 
@@ -97,10 +91,9 @@ def _update(student: Student, settings: LossSettings, images_of, accumulate: int
 
         def terms_of(params, stats, part):
             targets, images = part
-            images = images_of(images)
             flat = {**flatten(state.frozen), **flatten(params)}
             predictions, extras, stats = student_forward(
-                student, flat, stats, images["image1"], images["image2"]
+                student, flat, stats, images["image1"], images["image2"], symmetric
             )
             hooks = student.config.hooks
             terms = loss_terms(

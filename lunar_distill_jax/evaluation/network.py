@@ -1,0 +1,101 @@
+"""A network as a predictor of `evaluate.run`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+
+from lunar_distill_jax import api
+from lunar_distill_jax.data.batches import stack_images
+from lunar_distill_jax.data.source import open_pairs
+from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.evaluation import run
+from lunar_distill_jax.evaluation.protocol import PROTOCOLS
+from lunar_distill_jax.twoview import essential, matching
+from lunar_distill_jax.types import PointMaps, StereoPair
+
+SEEDS = 4096  # about as many pixels of view 1 look for a match
+MOST_MATCHES = 2000  # the surest
+BORDER_PX = 3  # descriptors at the rim of a frame see half of their surroundings
+
+
+def predictor(stereo: api.Stereo, batch: int = 8, *, matches: bool = False):
+    """(pairs) -> point maps; short lists are padded to `batch`, so that one program serves all.
+
+    matches: also match the descriptors, and find the relative pose by them if OpenCV is installed
+    """
+
+    def predict(pairs: Sequence[StereoPair]) -> list[PointMaps]:
+        maps = []
+        for start in range(0, len(pairs), batch):
+            chunk = pairs[start : start + batch]
+            padded = [*chunk, *[chunk[-1]] * (batch - len(chunk))]
+            views = api.predict(stereo, *stack_images(padded))
+            points = np.stack([np.asarray(v.pts3d) for v in views], 1)
+            conf = np.stack([np.asarray(v.conf) for v in views], 1)
+            found = [None] * len(chunk)
+            if matches:
+                desc, trust = (
+                    [np.asarray(getattr(v, k)) for v in views] for k in ("desc", "desc_conf")
+                )
+                found = [
+                    match([d[i] for d in desc], [c[i] for c in trust]) for i in range(len(chunk))
+                ]
+            for i, pair in enumerate(chunk):
+                pose = pose_of_matches(found[i], pair) if found[i] is not None else None
+                maps.append(PointMaps(points[i], conf[i], found[i], pose))
+        return maps
+
+    return predict
+
+
+def match(desc: Sequence[np.ndarray], conf: Sequence[np.ndarray]) -> np.ndarray:
+    """Matches [N, 4] (x1, y1, x2, y2) of two frames, the surest first. desc: two [H, W, K]."""
+    height, width = desc[0].shape[:2]
+    step = max(1, round((height * width / SEEDS) ** 0.5))
+    on_device = jax.default_backend() != "cpu"  # there the transfer costs more than it saves
+    nearest = matching.nearest_dot_on_device if on_device else matching.nearest_dot
+    pixels = matching.reciprocal_matches(*desc, step, both_ways=True, nearest=nearest)
+    trust = matching.match_confidence(*conf, *pixels)
+    inside = np.ones(len(trust), bool)
+    for at, d in zip(pixels, desc, strict=True):
+        inside &= (at >= BORDER_PX).all(1) & (at < np.array(d.shape[1::-1]) - BORDER_PX).all(1)
+    found = np.concatenate(pixels, 1)[inside]
+    return found[np.argsort(-trust[inside], kind="stable")[:MOST_MATCHES]].astype(np.float64)
+
+
+def pose_of_matches(matches: np.ndarray, pair: StereoPair) -> np.ndarray | None:
+    """T_cam2_cam1 for `PointMaps`: NaN where none was found, None without OpenCV to look for it."""
+    if not essential.has_opencv():
+        return None
+    found = essential.relative_pose(matches[:, :2], matches[:, 2:], pair.K)
+    return np.full((4, 4), np.nan) if found is None else found[0]
+
+
+def evaluate(
+    stereo: api.Stereo,
+    dataset: str | os.PathLike | Iterable[StereoPair],
+    protocol: str = "ours",
+    size: int = 96,
+) -> dict:
+    """Mean metrics of a network over the geometries of a data set, as `run.summarise` has them.
+
+    dataset: a folder in StereoLunar's format, "synthetic" for 36 rendered pairs, or the pairs
+             themselves
+    size:    frames of a folder are resized to size x size (default: what `moonlet` was trained
+             at); pairs are taken as they are
+
+    Raises:
+      InputError: an unknown protocol, or a data set that cannot be read.
+    """
+    if protocol not in PROTOCOLS:
+        known = " or ".join(map(repr, PROTOCOLS))
+        raise InputError(f"There is no evaluation protocol {protocol!r}: use {known}.")
+    pairs = dataset
+    if isinstance(dataset, str | os.PathLike):
+        _, pairs = open_pairs(dataset, size=size, geometries=36, seed=0)
+    models = {"model": predictor(stereo, matches=True)}
+    return run.evaluate(models, pairs, protocol=PROTOCOLS[protocol]).summary["model"]
