@@ -11,6 +11,7 @@ import numpy as np
 from lunar_distill_jax.evaluate.catalogue import Metric
 
 KEPT = np.linspace(1.0, 0.05, 20)  # fractions of the pixels that remain
+NO_ERROR_PCT = 1e-4  # % of depth: what float32 points are worth; there is nothing to predict below
 
 METRICS = {
     "ause": Metric(
@@ -49,7 +50,12 @@ def sparsification(error: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def calibration(error: np.ndarray, conf: np.ndarray) -> tuple[dict[str, float], dict]:
-    """`METRICS`, and the curves {"sparsification", "oracle"} they come from; error, conf: [N]."""
+    """`METRICS`, and the curves {"sparsification", "oracle"} they come from.
+
+    error: [N] in % of depth; conf: [N]
+    """
+    if error.mean() < NO_ERROR_PCT:
+        error = np.zeros_like(error)
     curve, oracle = sparsification(error, conf), sparsification(error, -error)
     removed = 1 - KEPT
     values = {

@@ -27,10 +27,11 @@ def trimmed(
 ) -> tuple[Similarity, np.ndarray]:
     """The public "RANSAC-Umeyama": -> the similarity and which points it kept, bool [N].
 
-    Its inlier threshold is the 75th percentile of each hypothesis' own residuals, so every
-    hypothesis has the same number of inliers and the first one wins.
+    Its inlier threshold is at most the 75th percentile of each hypothesis' own residuals, so nearly
+    every hypothesis has that many inliers and the first one wins: we stop where none can have more.
     """
     draw = np.random.RandomState(42)
+    most = int(0.75 * (len(source) - 1)) + 1
     count = min(sample, len(source))
     best = np.zeros(len(source), bool)
     for _ in range(hypotheses):
@@ -40,6 +41,8 @@ def trimmed(
         inliers = residual < limit
         if inliers.sum() > best.sum():
             best = inliers
+        if best.sum() >= most:
+            break
     return least_squares(source[best], target[best]), best
 
 
@@ -80,8 +83,8 @@ def with_icp(first: Similarity, source: np.ndarray, target: np.ndarray) -> Simil
 def voxel_means(points: np.ndarray, size: float) -> np.ndarray:
     """Mean of the points in each cube of a grid half a cube below their minimum."""
     cell = np.floor((points - (points.min(0) - size / 2)) / size).astype(np.int64)
-    _, index, count = np.unique(cell, axis=0, return_inverse=True, return_counts=True)
-    index = index.ravel()
+    number = np.ravel_multi_index(tuple(cell.T), tuple(cell.max(0) + 1))
+    _, index, count = np.unique(number, return_inverse=True, return_counts=True)
     sums = [np.bincount(index, points[:, axis]) for axis in range(3)]
     return np.stack(sums, 1) / count[:, None]
 
