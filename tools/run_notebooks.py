@@ -24,7 +24,14 @@ def main() -> None:
     for path in paths:
         start = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
-        nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=COLAB)
+        client = nbclient.NotebookClient(
+            notebook,
+            timeout=600,
+            kernel_name="python3",
+            record_timing=False,  # equal runs give equal files
+            extra_arguments=["--log-level=ERROR"],
+        )
+        client.execute(cwd=COLAB)
         atomic.write_text(path, nbformat.writes(notebook) + "\n")
         print(f"{path.name}: {len(notebook.cells)} cells, {time.monotonic() - start:.0f} s")
 
