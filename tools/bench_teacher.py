@@ -7,6 +7,7 @@ Each side is a process of its own, fed the same weights (by formula) and images,
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import resource
 import statistics
@@ -29,7 +30,7 @@ SIZE = (384, 512)  # height, width
 def serve(folder: pathlib.Path) -> None:
     """Our side of the protocol of torch_mast3r.py."""
     stereo = api.load(folder / "ours.safetensors")
-    stereo = stereo.replace(params=jax.device_put(stereo.params))
+    stereo = dataclasses.replace(stereo, params=jax.device_put(stereo.params))
     images = np.load(folder / "images.npy")
     print(f"jax {jax.__version__}", flush=True)
     written = False
@@ -67,7 +68,7 @@ class Worker:
 
 def bench_teacher(torch_python: str, rounds: int) -> None:
     sys.path.insert(0, str(TOOLS.parent / "tests"))
-    from golden_models import recipe, recipe_checkpoint
+    from golden_models import recipe, recipe_checkpoint  # pyright: ignore[reportMissingImports]
 
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

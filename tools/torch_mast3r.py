@@ -14,8 +14,8 @@ import sys
 import time
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+import torch  # pyright: ignore[reportMissingImports]
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from safetensors.torch import load_file
 
 HEAD_SIZE = 64

@@ -9,7 +9,7 @@ import numpy as np
 
 def grid_positions(h: int, w: int) -> np.ndarray:
     """Row-major (row, column) of each patch: int32 [h * w, 2], a constant of the traced program."""
-    return np.stack(np.mgrid[:h, :w], -1).reshape(-1, 2).astype(np.int32)
+    return np.indices((h, w), np.int32).reshape(2, -1).T
 
 
 def rotary_table(positions, head_size: int, base: float):

@@ -83,8 +83,8 @@ def with_icp(first: Similarity, source: np.ndarray, target: np.ndarray) -> Simil
 def voxel_means(points: np.ndarray, size: float) -> np.ndarray:
     """Mean of the points in each cube of a grid half a cube below their minimum."""
     cell = np.floor((points - (points.min(0) - size / 2)) / size).astype(np.int64)
-    _, index, count = np.unique(cell, axis=0, return_inverse=True, return_counts=True)
-    index = index.ravel()
+    number = np.ravel_multi_index(tuple(cell.T), tuple(cell.max(0) + 1))
+    _, index, count = np.unique(number, return_inverse=True, return_counts=True)
     sums = [np.bincount(index, points[:, axis]) for axis in range(3)]
     return np.stack(sums, 1) / count[:, None]
 
