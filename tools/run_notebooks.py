@@ -6,6 +6,7 @@ untouched.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import time
 
@@ -21,6 +22,7 @@ def main() -> None:
     paths = sorted(COLAB.glob("*.ipynb"))
     if not paths:
         raise SystemExit(f"There is no notebook in {COLAB}.")
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # XLA's remarks on a busy machine are no output
     for path in paths:
         start = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
