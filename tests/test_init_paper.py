@@ -292,8 +292,8 @@ def test_by_name_with_a_report():
     fresh = ld.build("moonlet-student", seed=4)
     assert report["blocks"] == [0, 2] and report["method"] == "paper"
     assert set(report["parameters"]) == set(flat(student))
-    assert report["parameters"]["encoder/stem/conv1/kernel"] == "fresh"
-    assert report["parameters"]["decoder/view1_block1/mlp/fc1/kernel"] == "copied"
+    assert report["parameters"]["encoder/stem/conv1/kernel"]["how"] == "fresh"
+    assert report["parameters"]["decoder/view1_block1/mlp/fc1/kernel"]["how"] == "copied"
     np.testing.assert_array_equal(
         flat(student)["decoder/view2_block1/mlp/fc1/kernel"],
         flat(teacher)["decoder/view2_block2/mlp/fc1/kernel"],
@@ -303,7 +303,7 @@ def test_by_name_with_a_report():
     )
     assert student.meta["source"].startswith("paper from moonlet")
     _, own = init_student(teacher, fresh, "heads_only")
-    assert own["parameters"]["encoder/stem/conv1/kernel"] == "given"
+    assert own["parameters"]["encoder/stem/conv1/kernel"]["how"] == "given"
     with pytest.raises(InputError, match="no init method 'svd': choose from random"):
         init_student(teacher, "moonlet-student", "svd")
     with pytest.raises(InputError, match="no compression 'pca'"):

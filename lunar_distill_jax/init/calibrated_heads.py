@@ -66,11 +66,12 @@ def fit_heads(
     """
     teacher, student = flats
     norms = [below(flat, "decoder/norm/") for flat in flats]
-    views = [view for view, _ in head_names(configs)]
+    names = head_names(configs)
+    views = [view for view, *_ in names]
     encoder_mean = np.mean([theirs.tokens[v].mean((0, 1), dtype=np.float64) for v in VIEWS], axis=0)
     norm = norm_of(below(teacher, "decoder/"), "norm")
     priors = {v: token_maps(made, v, same, encoder_mean, norm, configs) for v in views}
-    planes = {v: _plane(below(teacher, f"head{v}/")) for v in views}
+    planes = {view: _plane(below(teacher, f"{source}/")) for view, source, _ in names}
     pairs = {v: _MapPairs(priors[v], planes[v]) for v in views}
 
     def both(rows) -> tuple[Layers, Layers]:
@@ -99,8 +100,8 @@ def fit_heads(
     on_step(1)
 
     tensors, how, told = {}, {}, {}
-    for view, name in head_names(configs):
-        head, own = below(teacher, f"head{view}/"), below(student, f"{name}/")
+    for view, source, name in names:
+        head, own = below(teacher, f"{source}/"), below(student, f"{name}/")
         parts, part_how, channels = dense_head(head, own, maps[view])
         made_features, feature_notes = features[view].fit()
         plane = {k: head[k] for k in plane_names(own) if k in head}

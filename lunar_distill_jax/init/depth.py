@@ -62,3 +62,18 @@ def segments(ours: Sequence[int], theirs: Sequence[int]) -> list[range]:
         for i in range(1, o1 - o0 + 1):
             ends.append(t0 + -(-i * (t1 - t0) // (o1 - o0)))
     return [range(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def teacher_name(name: str, depths: dict[str, tuple[int, int]]) -> str:
+    """The teacher's name of a student's tensor: block numbers are mapped, the rest stays.
+
+    depths: {"encoder" | "decoder": (the student's, the teacher's)}
+    """
+    match = re.match(r"(encoder|decoder)/(.*?block)(\d+)(/.*)", name)
+    if not match:
+        return name
+    part, prefix, number, rest = match.groups()
+    ours, theirs = depths[part]
+    if not (ours and theirs):
+        return name
+    return f"{part}/{prefix}{(int(number) + 1) * theirs // ours - 1}{rest}"

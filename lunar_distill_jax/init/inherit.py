@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-import flax.traverse_util
 import numpy as np
 
 from lunar_distill_jax import api
 from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.init import student as student_init
+from lunar_distill_jax.init.depth import teacher_name
+from lunar_distill_jax.init.tree import flatten, unflatten
 
-METHODS = ("fresh", "inherit")
+METHODS = ("fresh", "inherit", *student_init.METHODS)
 
 
 def first_student(
-    name: str, method: str, teacher: api.Stereo | None, seed: int = 0
+    name: str, method: str, teacher: api.Stereo | None, seed: int = 0, calibration=None
 ) -> tuple[api.Stereo, float]:
     """-> (the named architecture before training, the share of it that the teacher gave)
 
-    method: "fresh" or "inherit"
+    method: "fresh", "inherit", or one of `student.init_student`, which has `calibration` too
 
     Raises:
-      InputError: an unknown architecture or method, or "inherit" without a teacher.
+      InputError: an unknown architecture or method, or another than "fresh" without a teacher.
     """
     if method not in METHODS:
         raise InputError(f"There is no init {method!r}: choose from {', '.join(METHODS)}.")
@@ -30,7 +31,12 @@ def first_student(
     if method == "fresh":
         return student, 0.0
     if teacher is None:
-        raise InputError("init is 'inherit' but there is no teacher to inherit from: set 'fresh'.")
+        raise InputError(
+            f"init is {method!r} but there is no teacher to inherit from: set 'fresh'."
+        )
+    if method != "inherit":
+        made, report = student_init.init_student(teacher, name, method, calibration, seed)
+        return made, report["share"]
     params, share = inherit(teacher, student)
     source = f"inherited from {teacher.meta.get('source', teacher.config.name)}, seed {seed}"
     return api.Stereo(student.config, params, {"source": source}), share
@@ -43,29 +49,17 @@ def inherit(teacher: api.Stereo, student: api.Stereo) -> tuple[Any, float]:
     the teacher's block at the same relative depth, the last for the last: of blocks 0..3, two
     students' blocks take 1 and 3.
     """
-    given = flax.traverse_util.flatten_dict(teacher.params, sep="/")
+    given, ours, theirs = flatten(teacher.params), student.config, teacher.config
     depths = {
-        "encoder": (student.config.encoder.depth, teacher.config.encoder.depth),
-        "decoder": (student.config.decoder.depth, teacher.config.decoder.depth),
+        # Other encoders than MASt3R's have no depth that could be mapped.
+        "encoder": (getattr(ours.encoder, "depth", 0), getattr(theirs.encoder, "depth", 0)),
+        "decoder": (ours.decoder.depth, theirs.decoder.depth),
     }
     out, copied, total = {}, 0, 0
-    for name, fresh in flax.traverse_util.flatten_dict(student.params, sep="/").items():
+    for name, fresh in flatten(student.params).items():
         source = given.get(teacher_name(name, depths))
         matches = source is not None and source.shape == fresh.shape
         out[name] = np.array(source if matches else fresh)
         copied += fresh.size * matches
         total += fresh.size
-    return flax.traverse_util.unflatten_dict(out, sep="/"), copied / total
-
-
-def teacher_name(name: str, depths: dict[str, tuple[int, int]]) -> str:
-    """The teacher's name of a student's tensor: block numbers are mapped, the rest stays.
-
-    depths: {"encoder" | "decoder": (the student's, the teacher's)}
-    """
-    match = re.match(r"(encoder|decoder)/(.*?block)(\d+)(/.*)", name)
-    if not match:
-        return name
-    part, prefix, number, rest = match.groups()
-    ours, theirs = depths[part]
-    return f"{part}/{prefix}{(int(number) + 1) * theirs // ours - 1}{rest}"
+    return unflatten(out), copied / total

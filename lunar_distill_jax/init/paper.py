@@ -122,7 +122,7 @@ def paper(
         size = max(1, int(2e7) // members[0][1].size)
         for start in range(0, len(members), size):
             part = members[start : start + size]
-            corners = compress(np.stack([m for _, m in part]), *target, compression)
+            corners = compress(np.stack([m for _, m in part]), target[0], target[1], compression)
             for (name, _), corner in zip(part, corners, strict=True):
                 out[name] = from_matrix(name, corner, student[name].shape)
                 how[name] = "compressed"

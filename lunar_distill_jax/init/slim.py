@@ -51,10 +51,9 @@ def choose_channels(
     head, fresh: the dense heads of teacher and student, {name: array}. A channel weighs what is
     written to it, times what is read from it.
     """
-    written: dict[str, np.ndarray] = {}
-    read: dict[str, np.ndarray] = {}
     sizes: dict[str, int] = {}
-    incoming, outgoing = defaultdict(list), defaultdict(list)
+    written: dict[str, list[np.ndarray]] = defaultdict(list)
+    read: dict[str, list[np.ndarray]] = defaultdict(list)
     for name, array in head.items():
         module, _, kind = name.rpartition("/")
         if kind != "kernel" or name not in fresh:
@@ -62,18 +61,17 @@ def choose_channels(
         reads, writes = channel_groups(module)
         squares = np.asarray(array, np.float64) ** 2
         if writes:
-            incoming[writes].append(squares.sum((0, 1, 2)))
+            written[writes].append(squares.sum((0, 1, 2)))
             sizes[writes] = fresh[name].shape[-1]
         if reads:
-            outgoing[reads].append(squares.sum((0, 1, 3)))
+            read[reads].append(squares.sum((0, 1, 3)))
     chosen = {}
     for group, ours in sizes.items():
-        written[group], read[group] = sum(incoming[group]), sum(outgoing[group])
-        theirs = len(written[group])
+        theirs = len(written[group][0])
         if ours >= theirs:
             chosen[group] = np.where(np.arange(ours) < theirs, np.arange(ours), -1)
         else:
-            score = written[group] * read[group]
+            score = np.add.reduce(written[group]) * np.add.reduce(read[group])
             chosen[group] = np.sort(np.argsort(-score, kind="stable")[:ours])
     return chosen
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lunar_distill_jax.init.assemble import plain_norms
 from lunar_distill_jax.init.decoder import Decoder, structured_decoder
+from lunar_distill_jax.init.depth import teacher_name
 from lunar_distill_jax.init.heads import (
     TokenMaps,
     dense_head,
@@ -16,7 +17,6 @@ from lunar_distill_jax.init.heads import (
     plane_names,
     plane_reader,
 )
-from lunar_distill_jax.init.inherit import teacher_name
 from lunar_distill_jax.init.moments import encoder_moments
 from lunar_distill_jax.init.tree import Affine, Flat, below, dense, norm_of
 from lunar_distill_jax.models.config import StereoConfig
@@ -78,8 +78,8 @@ def structured(
     encoder = encoder_moments(teacher, configs[0].encoder.width)
     norm = norm_of(below(teacher, "decoder/"), "norm")
     notes: dict[str, Any] = {"blocks": made.notes, "heads": {}}
-    for view, name in head_names(configs):
-        head, own = below(teacher, f"head{view}/"), below(student, f"{name}/")
+    for view, source, name in head_names(configs):
+        head, own = below(teacher, f"{source}/"), below(student, f"{name}/")
         maps = token_maps(made, view, same, encoder.mean, norm, configs)
         parts, part_how, part_notes = dense_head(head, own, maps)
         z = made.moments.norms[view, configs[0].decoder.depth, "norm"]
@@ -98,9 +98,15 @@ def structured(
     return {**student, **tensors}, how, notes, made
 
 
-def head_names(configs: Configs) -> list[tuple[int, str]]:
-    """(the teacher's view, the student's name) of each of the student's heads."""
-    return [(1, "head")] if configs[1].head.shared else [(1, "head1"), (2, "head2")]
+def head_names(configs: Configs) -> list[tuple[int, str, str]]:
+    """(view, the teacher's name, the student's) of each of the student's heads; a student's shared
+    head takes after the first view's."""
+    views = (1,) if configs[1].head.shared else (1, 2)
+
+    def name(config: StereoConfig, view: int) -> str:
+        return "head" if config.head.shared else f"head{view}"
+
+    return [(view, name(configs[0], view), name(configs[1], view)) for view in views]
 
 
 def embed(

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from lunar_distill_jax import api
 from lunar_distill_jax.data.batches import check_pairs, stack_images
+from lunar_distill_jax.data.source import open_pairs
+from lunar_distill_jax.data.synthetic import TRAINING_SEEDS
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.init.calibrated import calibrated
+from lunar_distill_jax.init.calibrated import calibrated, steps
 from lunar_distill_jax.init.controls import HeadPair, heads_only, paper_fixed
 from lunar_distill_jax.init.depth import layer_map
+from lunar_distill_jax.init.energy import energy_report
 from lunar_distill_jax.init.paper import paper
+from lunar_distill_jax.init.planes import plane_sources
+from lunar_distill_jax.init.provenance import parameter_report, summary
 from lunar_distill_jax.init.structured import inherited_encoder, structured
 from lunar_distill_jax.init.tree import flatten, unflatten
 from lunar_distill_jax.models.config import StereoConfig
+from lunar_distill_jax.types import StereoPair
 
 METHODS = ("random", "heads_only", "paper", "paper_fixed", "structured", "calibrated")
+Calibration = str | os.PathLike | Iterable[StereoPair] | tuple[np.ndarray, np.ndarray] | None
 
 
 def init_student(
     teacher: api.Stereo,
     student: str | StereoConfig | api.Stereo,
     method: str,
-    calibration=None,
+    calibration: Calibration = None,
     seed: int = 0,
     *,
     layers: str = "uniform",
     compression: str = "svd",
+    size: int = 96,
+    pairs: int = 256,
+    on_step: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[api.Stereo, dict[str, Any]]:
     """-> (the student before training, a report of where each of its parameters came from)
 
@@ -42,7 +54,15 @@ def init_student(
       heads_only   what keeps its shape in the heads
       paper        the truncated SVD's corner of each matrix, as the paper's code does it
       paper_fixed  the same with Q, K and V kept apart and heads kept whole
+      structured   one basis for the whole residual stream, from the weights alone
+      calibrated   the same, fitted to the teacher's activations on pairs of images
+    calibration: of `calibrated`: pairs, or two arrays of images [P, H, W, 3] in [-1, 1], or a
+             folder of pairs, or "synthetic" for `pairs` rendered ones; a folder's and synthetic
+             frames are resized to size x size
     layers, compression: of `paper` and `paper_fixed`, see `depth.layer_map` and `paper.compress`
+    on_step: called with the number of steps done and of all
+
+    `structured` and `calibrated` take over the teacher's encoder where an architecture allows it.
 
     Raises:
       InputError: an unknown method or option, or a pair that the method cannot serve; the message
@@ -52,63 +72,106 @@ def init_student(
         raise InputError(f"There is no init method {method!r}: choose from {', '.join(METHODS)}.")
     start = time.monotonic()
     given = isinstance(student, api.Stereo)
-    student = student if isinstance(student, api.Stereo) else api.build(student, seed)
-    theirs, ours = flatten(teacher.params), flatten(student.params)
+    own = student if isinstance(student, api.Stereo) else api.build(student, seed)
+    theirs, ours = flatten(teacher.params), flatten(own.params)
+    configs = (teacher.config, own.config)
     how: dict[str, str] = {}
     report: dict[str, Any] = {}
     if method == "heads_only":
         ours, how = heads_only(theirs, ours)
     elif method in ("paper", "paper_fixed"):
-        blocks = layer_map(layers, student.config.decoder.depth, teacher.config.decoder.depth)
+        blocks = layer_map(layers, own.config.decoder.depth, teacher.config.decoder.depth)
         report |= {"layers": layers, "compression": compression, "blocks": blocks}
         if method == "paper":
             ours, how = paper(theirs, ours, blocks, compression)
         else:
-            heads = head_pair(teacher.config, student.config)
-            ours, how = paper_fixed(theirs, ours, blocks, heads, compression)
-    elif method in ("structured", "calibrated"):
-        configs = (teacher.config, student.config)
+            ours, how = paper_fixed(theirs, ours, blocks, head_pair(*configs), compression)
+    elif method != "random":
+        check_rotary(*configs)
         encoder = {} if given else inherited_encoder(theirs, ours, configs)
         ours = {**ours, **encoder}
         if method == "structured":
-            ours, how, notes, made = structured(theirs, ours, configs)
+            total = 2 * own.config.decoder.depth
+            ours, how, notes, made = structured(theirs, ours, configs, _counter(on_step, total))
         else:
-            images = calibration_images(calibration)
-            student = student.replace(params=unflatten(ours))
-            ours, how, notes, made = calibrated(teacher, student, images)
-        how |= {name: "copied" for name in encoder}
-        report |= notes
+            images = calibration_images(calibration, size, pairs, seed)
+            total = steps(configs, len(images[0]))
+            own = api.Stereo(own.config, unflatten(ours), own.meta, own.batch_stats)
+            ours, how, notes, made = calibrated(teacher, own, images, _counter(on_step, total))
+            report["calibration"] = {"pairs": len(images[0]), "size": list(images[0].shape[1:3])}
+        how |= dict.fromkeys(encoder, "copied")
+        heads = head_pair(*configs)
+        report |= {
+            "energy": energy_report(made),
+            "rotary_planes": plane_sources(heads.their_size, heads.our_size).tolist(),
+            **notes,
+        }
+    numbers = {name: array.size for name, array in ours.items()}
+    parameters = parameter_report(
+        how, sorted(ours), numbers, configs, report, "given" if given else "fresh"
+    )
+    counts, share = summary(parameters)
     report = {
         "method": method,
         "teacher": teacher.config.name,
-        "student": student.config.name,
+        "student": own.config.name,
         "seed": seed,
+        "share": share,
+        "numbers": counts,
         **report,
-        "parameters": {name: how.get(name, "given" if given else "fresh") for name in ours},
-        "seconds": time.monotonic() - start,
+        "parameters": parameters,
+        "seconds": round(time.monotonic() - start, 3),
+        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
     }
-    meta = _meta(teacher, student, method, how)
-    return student.replace(params=unflatten(ours), meta=meta), report
+    meta = _meta(teacher, own, method) if how else own.meta
+    return api.Stereo(own.config, unflatten(ours), meta, own.batch_stats), report
 
 
-def calibration_images(calibration) -> tuple[np.ndarray, np.ndarray]:
+def _counter(on_step: Callable[[int, int], object], total: int) -> Callable[..., None]:
+    done = 0
+
+    def count(more: int = 1) -> None:
+        nonlocal done
+        done += more
+        on_step(done, total)
+
+    return count
+
+
+def check_rotary(teacher: StereoConfig, student: StereoConfig) -> None:
+    """Raises InputError where queries and keys of one cannot turn as the other's do."""
+    if teacher.rope_base != student.rope_base:
+        raise InputError(
+            f"{student.name} turns positions with rope_base {student.rope_base:g} and its teacher "
+            f"{teacher.name} with {teacher.rope_base:g}: their queries and keys have no frequency "
+            "in common; set the teacher's, or take the method heads_only."
+        )
+
+
+def calibration_images(
+    calibration: Calibration, size: int, pairs: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Both views of the calibration pairs: two [P, H, W, 3] in [-1, 1].
 
-    calibration: these two arrays, or `StereoPair`s of one size
+    Arguments as of `init_student`; synthetic terrain is what may be trained on, never a test's.
 
     Raises:
-      InputError: there are none.
+      InputError: there are none, or they differ in size, or cannot be read.
     """
     if calibration is None:
         raise InputError(
             "The method calibrated needs pairs of images: give calibration (--calibration DATA), "
             "or take the method structured."
         )
-    if isinstance(calibration, tuple) and len(calibration) == 2:
-        return calibration
-    pairs = list(calibration)
-    check_pairs(pairs)
-    return stack_images(pairs)
+    if isinstance(calibration, tuple) and isinstance(calibration[0], np.ndarray):
+        return calibration[0], np.asarray(calibration[1])
+    if isinstance(calibration, str | os.PathLike):
+        _, calibration = open_pairs(
+            calibration, size=size, geometries=pairs, seed=TRAINING_SEEDS + seed
+        )
+    kept = [pair for pair in calibration if isinstance(pair, StereoPair)]
+    check_pairs(kept)
+    return stack_images(kept)
 
 
 def head_pair(teacher: StereoConfig, student: StereoConfig) -> HeadPair:
@@ -117,10 +180,8 @@ def head_pair(teacher: StereoConfig, student: StereoConfig) -> HeadPair:
     return HeadPair(a.heads, a.width // a.heads, b.heads, b.width // b.heads)
 
 
-def _meta(teacher: api.Stereo, student: api.Stereo, method: str, how: Mapping) -> dict[str, str]:
+def _meta(teacher: api.Stereo, student: api.Stereo, method: str) -> dict[str, str]:
     meta = {k: v for k, v in student.meta.items() if k not in ("self_check", "source_sha256")}
-    if not how:
-        return meta
     # A student is a derived work of its teacher.
     source = teacher.meta.get("source", teacher.config.name)
     return {
