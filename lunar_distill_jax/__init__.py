@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lunar_distill_jax.api import Stereo, build, load, predict, save
     from lunar_distill_jax.evaluation.network import evaluate
+    from lunar_distill_jax.init.student import init_student
     from lunar_distill_jax.models.compute import Compute
     from lunar_distill_jax.models.zoo import custom_student
     from lunar_distill_jax.reconstruction.run import Reconstruction, reconstruct
@@ -24,6 +25,7 @@ _HOME = {
     "build": "api",
     "custom_student": "models.zoo",
     "evaluate": "evaluation.network",
+    "init_student": "init.student",
     "load": "api",
     "predict": "api",
     "reconstruct": "reconstruction.run",
@@ -38,6 +40,7 @@ __all__ = [
     "build",
     "custom_student",
     "evaluate",
+    "init_student",
     "load",
     "predict",
     "reconstruct",

@@ -13,6 +13,7 @@ from lunar_distill_jax.cli import (
     describe,
     evaluate,
     info,
+    init,
     reconstruct,
     render,
     train,
@@ -20,7 +21,7 @@ from lunar_distill_jax.cli import (
 )
 from lunar_distill_jax.errors import InputError
 
-VERBS = (demo, render, validate, describe, train, evaluate, reconstruct, convert, info)
+VERBS = (demo, render, validate, describe, init, train, evaluate, reconstruct, convert, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lunar_distill_jax.init.depth import mapped_name
+from lunar_distill_jax.init.depth import mapped_name, teacher_name
 from lunar_distill_jax.init.structured import Configs, head_names
 
 _BLOCK = re.compile(r"decoder/(view[12])_block(\d+)/(.+)/(kernel|bias|scale)")
@@ -73,7 +73,8 @@ def _source(name: str, configs: Configs, notes: Mapping[str, Any]) -> dict[str, 
             if inner.startswith("local_features/fc2"):
                 source.append(f"{theirs}/local_features/fc1")
             return {"from": source, "see": f"heads/{ours}"}
-    return {"from": [name]}
+    depths = [getattr(c.encoder, "depth", 0) for c in configs]
+    return {"from": [teacher_name(name, {"encoder": (depths[1], depths[0]), "decoder": (1, 1)})]}
 
 
 def _blocks_used(block: Mapping[str, Any], part: str) -> list[int]:
