@@ -56,11 +56,6 @@ def sift_matches(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
     return np.array(rows, np.float64).reshape(-1, 4)
 
 
-def two_view(pair: StereoPair) -> TwoView | None:
-    """SIFT and five-point RANSAC; None where too few matches agree on a pose."""
-    return pose_of(pair, sift_matches(*pair.image))
-
-
 def pose_of(pair: StereoPair, matches: np.ndarray) -> TwoView | None:
     """The pose that most of the matches [N, 4] agree on, or None."""
     found = essential.relative_pose(matches[:, :2], matches[:, 2:], pair.K)
@@ -69,33 +64,39 @@ def pose_of(pair: StereoPair, matches: np.ndarray) -> TwoView | None:
     return TwoView(pair, matches, found[1], found[0])
 
 
-def sift_baseline(native: Native, matcher=sift_matches):
+def sift_baseline(native: Native):
     """Predictor: sparse triangulated points, interpolated over each view.
 
     native: an evaluated pair -> the same pair as it is stored
-    matcher: two uint8 frames -> matches [N, 4]
     """
 
     def predict(pairs: Sequence[StereoPair]) -> list[PointMaps]:
-        return [_sparse(pair, native(pair), matcher) for pair in pairs]
+        out = []
+        for pair in pairs:
+            full = native(pair)
+            matches = sift_matches(*full.image)
+            out.append(sparse(pair, full, pose_of(full, matches), matches))
+        return out
 
     return predict
 
 
-def _sparse(pair: StereoPair, full: StereoPair, matcher) -> PointMaps:
-    matches = matcher(*full.image)
-    seen = pose_of(full, matches)
+def sparse(
+    pair: StereoPair, full: StereoPair, seen: TwoView | None, matches: np.ndarray
+) -> PointMaps:
+    """The triangulated inliers of a stored pair, interpolated over the evaluated frames."""
+    in_frame = to_frame(matches, full, pair)
     if seen is None:
-        return no_answer(pair, to_frame(matches, full, pair))
+        return no_answer(pair, in_frame)
     points, pixels = triangulated(seen)
     if len(points) < FEWEST_POINTS:
-        return no_answer(pair, to_frame(matches, full, pair))
+        return no_answer(pair, in_frame)
     pixels = to_frame(pixels, full, pair)
     own = [points, geometry.transform(seen.T_cam2_cam1, points)]
     views = [
         densify(pixels[:, 2 * v : 2 * v + 2], own[v][:, 2], pair.valid.shape[1:]) for v in range(2)
     ]
-    return from_depths(pair, views, seen.T_cam2_cam1, to_frame(matches, full, pair))
+    return from_depths(pair, views, seen.T_cam2_cam1, in_frame)
 
 
 def triangulated(seen: TwoView) -> tuple[np.ndarray, np.ndarray]:
