@@ -40,6 +40,7 @@ class OptimSettings:
 
 
 # No computation reads the one; a basis is given (`losses.features.in_basis`).
+KINDS = ("vectors", "matrices")
 NEVER_TRAINED = (r"unused/.*", r"bases/.*")
 
 
@@ -102,11 +103,15 @@ def make_optimizer(settings: OptimSettings) -> optax.GradientTransformation:
         flat = {name: u * by_name[name] for name, u in flat.items()}
         return flax.traverse_util.unflatten_dict(flat, sep="/")
 
+    adam = optax.scale_by_adam(b1=0.9, b2=0.95, eps=settings.eps)
+    kinds = {
+        # A network has hundreds of biases and norms. As one vector they are one operation of the
+        # program instead of hundreds, which XLA is slow to compile; and they do not decay.
+        "vectors": optax.flatten(adam),
+        "matrices": optax.chain(adam, optax.add_decayed_weights(settings.weight_decay)),
+    }
     return optax.chain(
         optax.clip_by_global_norm(settings.clip),
-        optax.scale_by_adam(b1=0.9, b2=0.95, eps=settings.eps),
-        optax.add_decayed_weights(
-            settings.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-        ),
+        optax.partition(kinds, lambda tree: jax.tree.map(lambda p: KINDS[p.ndim > 1], tree)),
         optax.stateless(scale_by_name) if settings.multipliers else optax.identity(),
     )
