@@ -129,16 +129,16 @@ def init_student(
     frozen = frozen_names(flats[0], student.optim.freeze)
 
     def stack(names: Collection[str]) -> Any:
-        return unflatten({n: np.stack([np.asarray(f[n]) for f in flats]) for n in sorted(names)})
+        return unflatten({n: _stack([f[n] for f in flats]) for n in sorted(names)})
 
     params, fixed = stack(flats[0].keys() - frozen), stack(frozen)
     stats = [flatten(t.batch_stats) for t in trials]
     return StudentState(
         params=params,
         frozen=fixed,
-        batch_stats=unflatten({n: np.stack([s[n] for s in stats]) for n in stats[0]}),
+        batch_stats=unflatten({n: _stack([s[n] for s in stats]) for n in stats[0]}),
         opt=jax.vmap(make_optimizer(student.optim).init)(params),
-        ema=jax.tree.map(np.copy, params) if student.optim.ema else {},
+        ema=jax.tree.map(lambda p: p.copy(), params) if student.optim.ema else {},
         skipped=np.zeros(len(trials), np.int32),
         lr=np.array([t.lr for t in trials], np.float32),
         seed=np.array([t.seed for t in trials], np.int32),
@@ -147,6 +147,11 @@ def init_student(
             for term in student.on
         },
     )
+
+
+def _stack(arrays: Sequence[Any]) -> Any:
+    """On the host; but traced, where only shapes are wanted (`jax.eval_shape`)."""
+    return (jnp if isinstance(arrays[0], jax.core.Tracer) else np).stack(arrays)
 
 
 def init_state(
