@@ -40,4 +40,6 @@ GROUPS = {  # in the order of pages
     "terrain": "Terrain model",
     "hazard": "Landing hazards",
     "confidence": "Confidence",
+    "cost": "Cost",
+    "paper": "As the public code measures",
 }
