@@ -88,10 +88,8 @@ def fit_heads(
         maps[view], notes[view] = pairs[view].fit(priors[view])
 
     features = {
-        view: _Features(
-            below(teacher, f"head{view}/"), below(student, f"{name}/"), maps[view].joint
-        )
-        for view, name in head_names(configs)
+        view: _Features(below(teacher, f"{source}/"), below(student, f"{name}/"), maps[view].joint)
+        for view, source, name in names
     }
     for rows, held in batches(len(theirs.tokens[1])):
         t, s = both(rows)
