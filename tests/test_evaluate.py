@@ -90,14 +90,19 @@ def test_perfect_prediction_up_to_scale_scores_zero(scale):
 
 
 @quick
-@given(st.floats(-3, 3), st.integers(0, 1000))
-def test_metrics_do_not_depend_on_the_scale_of_a_prediction(exponent, seed):
+@given(st.floats(-3, 3), st.integers(-10, 10), st.integers(0, 1000))
+def test_metrics_do_not_depend_on_the_scale_of_a_prediction(exponent, power_of_two, seed):
     pair = make_pair(seed=seed)
     noise = 1 + 0.01 * np.random.default_rng(seed + 1).standard_normal((2, H, W, 1))
     a = score(pair, lambda points: points * noise)
-    b = score(pair, lambda points: points * noise * 10**exponent)
+    b = score(pair, lambda points: points * noise * 2.0**power_of_two)
+    c = score(pair, lambda points: points * noise * 10**exponent)
     for name in metrics.METRICS:
-        assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name
+        assert a[name] == pytest.approx(b[name], rel=1e-6, abs=1e-9), name  # rounds alike
+        # A trimmed fit drops other points when a float32 rounds otherwise: 0.05604 and 0.05731
+        # degrees were seen. So where roundings differ, only what no trimming decides is compared.
+        if "sim3" not in name:
+            assert a[name] == pytest.approx(c[name], rel=1e-3, abs=1e-5), name
 
 
 def test_errors_grow_and_relief_falls_with_noise():

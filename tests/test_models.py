@@ -18,7 +18,7 @@ from lunar_distill_jax.models.fresh import fresh_params, parameter_shapes, stand
 from lunar_distill_jax.models.layers import attention
 from lunar_distill_jax.models.rope import grid_positions, rotary_table, rotate
 from lunar_distill_jax.models.stereo import StereoNet
-from lunar_distill_jax.models.zoo import ARCHITECTURES, architecture
+from lunar_distill_jax.models.zoo import ARCHITECTURES, STUDENTS, architecture
 
 RNG = np.random.default_rng(0)
 
@@ -381,7 +381,8 @@ def test_the_embedded_models_are_small():
     assert teacher <= 12_000_000 and student < teacher / 1.5
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+# The students are built in test_students.py: each trace takes seconds.
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n not in STUDENTS])
 def test_every_architecture_builds(name):
     config = architecture(name)
     assert config.name == name

@@ -128,18 +128,15 @@ def forward_and_step(config):
     def loss(params):
         variables = {**student.variables, "params": params}
         views, new = net.apply(variables, one, two, mutable=["batch_stats"])
+        views = [outputs(view) for view in views]
         # A smooth function of every output.
-        return sum(jnp.mean(jnp.log1p(jnp.square(o))) for v in views for o in outputs(v)), (
-            views,
-            new,
-        )
+        return sum(jnp.mean(jnp.log1p(jnp.square(o))) for v in views for o in v), (views, new)
 
-    def step(params):
-        (value, (views, new)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        params = jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads)
-        return value, grads, [outputs(v) for v in views], new, loss(params)[0]
-
-    return jax.device_get(jax.jit(step)(student.params))
+    loss_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (before, (views, new)), grads = jax.device_get(loss_and_gradient(student.params))
+    params = jax.tree.map(lambda p, g: p - 1e-3 * g, student.params, grads)
+    (after, _), _ = loss_and_gradient(params)
+    return before, grads, views, new, after
 
 
 def outputs(view):

@@ -274,11 +274,13 @@ def test_gradients_are_clipped_by_their_global_norm():
     params = {"a": jnp.zeros(2), "b": jnp.zeros((1, 2))}
     large = {"a": jnp.array([30.0, 0]), "b": jnp.array([[0.0, 40]])}
     _, state = updated(params, large, weight_decay=0.0)
-    moments = optax.tree.get(state, "mu")  # 0.1 of the clipped gradient: beta 0.9
-    np.testing.assert_allclose(moments["a"], [0.06, 0], rtol=1e-6)
-    np.testing.assert_allclose(moments["b"], [[0, 0.08]], rtol=1e-6)
-    squares = optax.tree.get(state, "nu")  # 0.05 of its square: beta 0.95
-    np.testing.assert_allclose(squares["b"], [[0, 0.05 * 0.64]], rtol=1e-5)
+    vectors, matrices = (optax.tree.get(state, "inner_states")[k] for k in optim.KINDS)
+    # 0.1 of the clipped gradient: beta 0.9
+    np.testing.assert_allclose(optax.tree.get(vectors, "mu"), [0.06, 0], rtol=1e-6)
+    np.testing.assert_allclose(optax.tree.get(matrices, "mu")["b"], [[0, 0.08]], rtol=1e-6)
+    # 0.05 of its square: beta 0.95
+    np.testing.assert_allclose(optax.tree.get(vectors, "nu"), [0.05 * 0.36, 0], rtol=1e-5)
+    np.testing.assert_allclose(optax.tree.get(matrices, "nu")["b"], [[0, 0.05 * 0.64]], rtol=1e-5)
 
 
 def test_multipliers_are_by_name_and_the_first_match_counts():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from lunar_distill_jax import geometry
@@ -45,8 +47,8 @@ def pair_numbers(pair: StereoPair, flow: Flow) -> dict[str, float]:
     }
 
 
-def conditions(pair: StereoPair, flow: Flow) -> dict[str, str]:
-    """The bin of a pair under each of `CONDITIONS`."""
+def conditions(pair: StereoPair, numbers: Mapping[str, float]) -> dict[str, str]:
+    """The bin of a pair under each of `CONDITIONS`; numbers: of `pair_numbers`."""
     suns = [sun_azimuth_deg(pair, view) for view in range(2)]
     same = "unknown"
     if None not in suns:
@@ -57,7 +59,7 @@ def conditions(pair: StereoPair, flow: Flow) -> dict[str, str]:
         "sun": "unknown" if suns[0] is None else f"{_rounded(suns[0]):03d}°",
         "lighting": same,
     }
-    for key, value in pair_numbers(pair, flow).items():
+    for key, value in numbers.items():
         edges, names = BINS[key]
         named[key] = names[int(np.searchsorted(edges, value, "right"))]
     return {key: named[key] for key in CONDITIONS}

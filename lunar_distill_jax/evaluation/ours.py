@@ -37,6 +37,7 @@ class Truth:
     gsd_m: np.ndarray
     flow: Flow
     terrain: terrain.Terrain
+    numbers: dict[str, float]
     conditions: dict[str, str]
 
 
@@ -46,7 +47,9 @@ def prepare(pair: StereoPair) -> Truth:
     gsd = points.ground_samples(surface, pair.K)
     flow = true_flow(pair)
     ground = terrain.reference(pair, surface, gsd)
-    return Truth(pair, surface, gsd, flow, ground, conditions.conditions(pair, flow))
+    numbers = conditions.pair_numbers(pair, flow)
+    named = conditions.conditions(pair, numbers)
+    return Truth(pair, surface, gsd, flow, ground, numbers, named)
 
 
 def score(prediction: PointMaps, truth: Truth) -> tuple[dict[str, float], dict[str, np.ndarray]]:

@@ -24,6 +24,7 @@ class Protocol:
     prepare:    what all models of a pair share; raises InputError for an unusable pair
     score:      (prediction, prepared) -> (values of all `metrics`, curves by name)
     conditions: prepared -> {condition: bin} to break results down by
+    numbers:    prepared -> {condition: what its bin was chosen by}
     faults:     name of a metric -> what is wrong with it, where the protocol is somebody else's
     """
 
@@ -32,6 +33,7 @@ class Protocol:
     prepare: Callable[[StereoPair], Any]
     score: Callable[[PointMaps, Any], Scores]
     conditions: Callable[[Any], dict[str, str]] = lambda prepared: {}
+    numbers: Callable[[Any], dict[str, float]] = lambda prepared: {}
     faults: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -41,6 +43,13 @@ CORE = Protocol(
     metrics.ground_truth,
     lambda prediction, truth: (metrics.pair_metrics(prediction, truth), {}),
 )
-OURS = Protocol("ours", ours.METRICS, ours.prepare, ours.score, lambda truth: truth.conditions)
+OURS = Protocol(
+    "ours",
+    ours.METRICS,
+    ours.prepare,
+    ours.score,
+    lambda truth: truth.conditions,
+    lambda truth: truth.numbers,
+)
 PAPER = Protocol("paper", paper.METRICS, paper.prepare, paper.score, faults=paper.FAULTS)
 PROTOCOLS = {"ours": OURS, "paper": PAPER}

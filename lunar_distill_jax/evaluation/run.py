@@ -31,6 +31,7 @@ class Row:
     values:     by the names of the protocol's metrics; NaN where one does not apply
     conditions: {condition: bin}
     curves:     {name: [points]}
+    numbers:    what the bins were chosen by
     """
 
     model: str
@@ -40,6 +41,7 @@ class Row:
     values: dict[str, float]
     conditions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     curves: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,8 +181,8 @@ def _score(
         except ValueError as e:
             raise ValueError(f"{model} on {pair.name}: {e}") from e
         curves = {name: np.asarray(curve).tolist() for name, curve in curves.items()}
-        conditions = protocol.conditions(truth)
-        yield Row(model, pair.name, pair.geometry, pair.trajectory, values, conditions, curves)
+        names = model, pair.name, pair.geometry, pair.trajectory
+        yield Row(*names, values, protocol.conditions(truth), curves, protocol.numbers(truth))
 
 
 def _as_text(row: Row) -> str:

@@ -25,8 +25,8 @@ def loss_curves(history: Sequence[dict[str, float]]) -> str:
     values = np.concatenate([y for _, y in series.values()])
     log = bool((values > 0).all())
     steps = np.concatenate([x for x, _ in series.values()])
-    x_axis = _Axis(steps.min(), steps.max(), LEFT, WIDTH - RIGHT, log=False)
-    y_axis = _Axis(values.min(), values.max(), HEIGHT - BOTTOM, TOP, log=log)
+    x_axis = Axis(steps.min(), steps.max(), LEFT, WIDTH - RIGHT, log=False)
+    y_axis = Axis(values.min(), values.max(), HEIGHT - BOTTOM, TOP, log=log)
     label = "Training loss against step" + (", logarithmic" if log else "")
     return "\n".join(
         [
@@ -39,8 +39,8 @@ def loss_curves(history: Sequence[dict[str, float]]) -> str:
     )
 
 
-class _Axis:
-    """Maps values to SVG coordinates; `log` axes show powers of ten."""
+class Axis:
+    """Maps values to SVG coordinates, in pixels; `log` axes show powers of ten."""
 
     def __init__(self, lo: float, hi: float, start: float, end: float, *, log: bool):
         self.log, self.start, self.end = log, start, end
@@ -98,7 +98,7 @@ def _thin(x: np.ndarray, y: np.ndarray, points: int = 500):
     return x[keep], y[keep]
 
 
-def _lines(series, x_axis: _Axis, y_axis: _Axis) -> list[str]:
+def _lines(series, x_axis: Axis, y_axis: Axis) -> list[str]:
     """Every term as it was logged, faint, below its running mean."""
     parts = []
     for i, (x, y) in enumerate(series.values()):
@@ -109,7 +109,7 @@ def _lines(series, x_axis: _Axis, y_axis: _Axis) -> list[str]:
     return parts
 
 
-def _names(series, y_axis: _Axis) -> list[str]:
+def _names(series, y_axis: Axis) -> list[str]:
     """A name with the last value at the end of each line, moved apart where lines end together."""
     last = {name: float(_smooth(y)[-1]) for name, (_, y) in series.items()}
     order = {name: i for i, name in enumerate(series)}
@@ -125,7 +125,7 @@ def _names(series, y_axis: _Axis) -> list[str]:
     ]
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis) -> list[str]:
+def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:
     parts = []
     for t in y_axis.ticks():
         y = float(y_axis(t))

@@ -59,10 +59,10 @@ def paint(values: np.ndarray, scale: Scale, title: str = "") -> bytes:
     position = scale.fraction(np.where(known, values, scale.lo / scale.factor))
     index = np.where(known, np.round(position * (LEVELS - 1)), LEVELS).astype(np.uint8)
     text = {"Title": title, "Scale": f"{scale.cmap}, {scale.lo:g} to {scale.hi:g} {scale.unit}"}
-    return _palette_png(index, palette(scale.cmap), text)
+    return palette_png(index, palette(scale.cmap), text)
 
 
-def _palette_png(index: np.ndarray, colours: np.ndarray, text: dict[str, str]) -> bytes:
+def palette_png(index: np.ndarray, colours: np.ndarray, text: dict[str, str]) -> bytes:
     """A PNG of palette indices [H, W]; index LEVELS is transparent.
 
     Written by hand because Pillow never filters palette rows: our indices are smooth, and filter

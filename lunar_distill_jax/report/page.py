@@ -79,7 +79,7 @@ def write_report(
     sections = [
         _results(metrics, by_trajectory, intervals),
         _chart(history),
-        _viewer(drawn),
+        pair_viewer(drawn),
         *(pairs.section(d, i, len(drawn)) for i, d in enumerate(drawn)),
     ]
     page = assemble(title, lead, sections, facts=facts, command=command, note=ALIGNMENT)
@@ -164,7 +164,8 @@ def _chart(history) -> str:
     )
 
 
-def _viewer(drawn: Sequence[pairs.Drawn]) -> str:
+def pair_viewer(drawn: Sequence[pairs.Drawn]) -> str:
+    """The section that shows `drawn` in 3D, ground truth at the left; "" without pairs."""
     if not drawn:
         return ""
     first = drawn[0]

@@ -92,8 +92,11 @@ def _pictures(truth: maps.Surface, models: Mapping[str, maps.Surface], scales) -
     return pictures
 
 
-def section(drawn: Drawn, index: int, count: int) -> str:
-    """The HTML of one pair. `index` from 0 names its radio buttons and the viewer's entry."""
+def section(drawn: Drawn, index: int, count: int, *, viewer: bool = True) -> str:
+    """The HTML of one pair. `index` from 0 names its radio buttons and the viewer's entry.
+
+    viewer: the page has one, so link to it
+    """
     names = ["ground_truth", *drawn.models]
     cells = [_corner(index), _head("ground_truth", _truth_numbers(drawn.truth))]
     cells += [_head(name, _model_numbers(drawn.metrics.get(name, {}))) for name in drawn.models]
@@ -104,7 +107,7 @@ def section(drawn: Drawn, index: int, count: int) -> str:
         [
             f'<section class="pair"><h2>{html.escape(drawn.pair.trajectory.capitalize())} pair '
             f'<span class="count">{index + 1} of {count}</span></h2>',
-            _photographs(drawn, index),
+            _photographs(drawn, index, viewer),
             f'<input type="radio" class="pick1" name="view{index}" id="view1-{index}" checked>'
             f'<input type="radio" class="pick2" name="view{index}" id="view2-{index}">',
             f'<div class="maps" style="--columns:{len(names)}">',
@@ -114,7 +117,7 @@ def section(drawn: Drawn, index: int, count: int) -> str:
     )
 
 
-def _photographs(drawn: Drawn, index: int) -> str:
+def _photographs(drawn: Drawn, index: int, viewer: bool) -> str:
     figures_html = "".join(
         f"<figure>{_img(drawn.pictures[f'view{v}_photo'], f'Photograph of view {v}', 'photo')}"
         f"<figcaption>View {v}</figcaption></figure>"
@@ -124,10 +127,10 @@ def _photographs(drawn: Drawn, index: int) -> str:
     items = "".join(
         f"<dt>{html.escape(k.capitalize())}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()
     )
-    return (
-        f'<div class="photographs">{figures_html}<div><dl>{items}</dl>'
-        f'<a class="turn" href="#viewer" data-pair="{index}">See it in 3D ↑</a></div></div>'
+    link = (
+        f'<a class="turn" href="#viewer" data-pair="{index}">See it in 3D ↑</a>' if viewer else ""
     )
+    return f'<div class="photographs">{figures_html}<div><dl>{items}</dl>{link}</div></div>'
 
 
 def _corner(index: int) -> str:

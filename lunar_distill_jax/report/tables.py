@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from lunar_distill_jax.evaluation import ours
+from lunar_distill_jax.evaluation import efficiency, ours
 from lunar_distill_jax.evaluation.catalogue import Metric
+from lunar_distill_jax.evaluation.paper import protocol as paper
 
-ORACLES = {"baseline_plane"}  # they have seen the ground truth of the very pair they are scored on
+# They have seen the ground truth of the very pair they are scored on.
+ORACLES = {"baseline_plane", "noise_floor"}
 ORACLE_TAG = ' <span class="tag">oracle</span>'
 
 MODEL_NAMES = {
@@ -19,11 +21,15 @@ MODEL_NAMES = {
     "student_after": "Student after",
     "baseline_mean": "Mean point map",
     "baseline_plane": "Fitted plane",
+    "baseline_sift": "SIFT, five-point",
+    "baseline_sgm": "SIFT, semi-global",
+    "baseline_colmap": "COLMAP two-view",
+    "noise_floor": "Noise floor",
     "model": "Model",
 }
 
 
-METRICS = ours.METRICS
+METRICS = {**ours.METRICS, **paper.METRICS, **efficiency.METRICS, **ours.METRICS}
 HEADLINES = ("point_error_pct", "relief_corr", "abs_rel")  # split by trajectory, shown with pairs
 
 
@@ -38,9 +44,11 @@ def metric_of(key: str) -> Metric:
 
 
 def number(value: float | None, metric: Metric) -> str:
-    """A value in the metric's form; a dash where there is none. The minus sign is a real one."""
-    if value is None or not math.isfinite(value):
+    """A value in the metric's form; a dash where there is none, ∞ for a failure; a real minus."""
+    if value is None or math.isnan(value):
         return "–"
+    if math.isinf(value):
+        return "∞"
     return format(value, metric.form).replace("-", "−")
 
 
@@ -75,12 +83,15 @@ def results_table(
     intervals: Mapping[str, Mapping[str, tuple[float, float]]],
     *,
     detail: bool = False,
+    only: Sequence[str] | None = None,
 ) -> str:
     """Models by the main metrics or by the details, over all pairs; "" if there are none of them.
 
-    Arguments as in `page.write_report`.
+    Arguments as in `page.write_report`. only: these metrics, whatever they are, and no others
     """
     keys = [k for k in columns(metrics.values()) if metric_of(k).detail == detail]
+    if only is not None:
+        keys = [k for k in columns(metrics.values()) if k in only]
     if not keys:
         return ""
     head = "".join(_heading(metric_of(key)) for key in keys)
