@@ -1,5 +1,6 @@
 """Settings of every test; pytest imports this file before any test module imports jax."""
 
+import contextlib
 import os
 import pathlib
 
@@ -18,12 +19,14 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-@pytest.fixture(scope="module")
-def optimized():
-    """XLA compiles as it does for users: for tests of numbers in their last digits."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+@contextlib.contextmanager
+def optimized(yes: bool = True):
+    """XLA compiles as it does for users: for numbers in their last digits."""
+    jax.config.update("jax_disable_most_optimizations", not yes)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
