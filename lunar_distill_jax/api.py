@@ -13,6 +13,7 @@ from typing import Any
 import flax.struct
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from lunar_distill_jax.convert.checkpoint import from_pytorch
 from lunar_distill_jax.convert.encoders import what_is_lost, with_encoder_weights
@@ -160,7 +161,7 @@ def _forward(
     """The compiled network; `fixed` says that all or none of a view's samples are portrait."""
 
     def run(variables, image1, image2, portrait1, portrait2):
-        one, two = StereoNet(config, compute).apply(
+        views: Any = StereoNet(config, compute).apply(
             variables,
             image1,
             image2,
@@ -168,7 +169,7 @@ def _forward(
             portrait2 if fixed2 is None else fixed2,
         )
         # What is not returned is not computed twice and not kept.
-        return (one, two) if features else (one.replace(features={}), two.replace(features={}))
+        return views if features else tuple(view.replace(features={}) for view in views)
 
     return jax.jit(run)
 
@@ -225,7 +226,7 @@ def _portrait(config: StereoConfig, name: str, image, true_shape):
             f"The true_shape of {name} has shape {np.shape(true_shape)}: expected ({b}, 2), the "
             "height and width of each picture."
         )
-    if isinstance(true_shape, jax.core.Tracer):  # its values are known only on the device
+    if isinstance(true_shape, Tracer):  # its values are known only on the device
         return true_shape[:, 0] > true_shape[:, 1] if config.landscape_only else False
     true_shape = np.asarray(true_shape)
     as_stored = np.all(true_shape == (height, width), axis=1)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +37,8 @@ def forward(name: str, height: int, width: int) -> Callable[[], None]:
 
     @jax.jit
     def run(variables, one, two):
-        return [view.replace(features={}) for view in StereoNet(config).apply(variables, one, two)]
+        views: Any = StereoNet(config).apply(variables, one, two)
+        return [view.replace(features={}) for view in views]
 
     jax.block_until_ready(run(variables, one, two))
     return lambda: jax.block_until_ready(run(variables, one, two))

@@ -10,11 +10,7 @@ compiled program: a bound, no measurement.
 
 from __future__ import annotations
 
-import argparse
 import os
-import pathlib
-import re
-import time
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,15 +21,12 @@ os.environ["TPU_MIN_LOG_LEVEL"] = "3"
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.fresh import parameter_shapes, statistics_shapes
 from lunar_distill_jax.models.zoo import architecture
 from lunar_distill_jax.train import forward, sharding
-from lunar_distill_jax.train.config import read_config
 from lunar_distill_jax.train.plan import check_settings, complete
 from lunar_distill_jax.train.state import Student, Trial, init_state, unflatten
 from lunar_distill_jax.train.step import make_train_step

@@ -20,7 +20,7 @@ PRIOR = 1e-4  # of the squared steepness
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--geometries", type=int, default=48)
     parser.add_argument("--seed", type=int, default=300)
     args = parser.parse_args()

@@ -68,7 +68,7 @@ def read_shard(path: pathlib.Path) -> list[StereoPair]:
     pairs = []
     for i in range(len(d["name"])):
         image = np.repeat(d["image"][i][..., None], 3, -1)
-        K = np.stack([resize_intrinsics(k, (RENDERED,) * 2, (SIZE,) * 2) for k in d["K"][i]])
+        K = np.stack([resize_intrinsics(k, (RENDERED, RENDERED), (SIZE, SIZE)) for k in d["K"][i]])
         image = np.stack([resize_image(v, SIZE, SIZE) for v in image])
         views = [
             resize_depth(z, m, SIZE, SIZE)

@@ -184,7 +184,9 @@ def with_encoder_weights(
     tensors, want = own_names(checkpoint, table), encoder_shapes(config)
     if "pos_embed" in tensors and "pos_embed" in want:
         tensors["pos_embed"] = _resized(tensors["pos_embed"], want["pos_embed"])
-    flat = flax.traverse_util.flatten_dict({**params, "batch_stats": statistics}, sep="/")
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(
+        {**params, "batch_stats": statistics}, sep="/"
+    )
     for name, array in by_table(tensors, table.lines, want, checkpoint.path).items():
         own = name.removeprefix("batch_stats/")
         target = name.removesuffix(own) + BACKBONE + own

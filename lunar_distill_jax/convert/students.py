@@ -41,14 +41,15 @@ COUNTERS = (
 
 
 def _student_lines(config: StereoConfig) -> tuple[Line, ...]:
-    mobile = isinstance(config.encoder.model, MobileNetV3Config)
+    model = getattr(config.encoder, "model", None)
+    mobile = isinstance(model, MobileNetV3Config)
     owner, module = ("tiny_enc", "backbone") if mobile else ("tiny_vit", "vit")
     rules, bare = mobilenet_rules() if mobile else vit_rules()
 
     def ours(name):
         statistic = "batch_stats/" if name.startswith("batch_stats/") else ""
         name = name.removeprefix(statistic)
-        tail = name.startswith(("stage5_", "last/")) and config.encoder.model.stages == 5
+        tail = name.startswith(("stage5_", "last/")) and getattr(model, "stages", 0) == 5
         unused = tail if mobile else name == "mask_token"
         return f"{statistic}{'unused' if unused else 'encoder'}/backbone/{name}"
 
@@ -70,7 +71,7 @@ def _student_lines(config: StereoConfig) -> tuple[Line, ...]:
 
 
 def _require_student(config: StereoConfig) -> None:
-    other = beyond_reference(config)
+    other: dict[str, Any] = dict(beyond_reference(config))
     if isinstance(config.encoder, EncoderConfig):
         other = {"encoder.depth": config.encoder.depth}
     if config.rope_base != 100:

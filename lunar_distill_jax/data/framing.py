@@ -66,7 +66,7 @@ def frame(
     target = size
     if size == SHORT_SIDE_SIZE:
         target = round(size * max(width / height, height / width))
-    resized = tuple(int(round(side * target / longest)) for side in (width, height))
+    resized = round(width * target / longest), round(height * target / longest)
     # Pillow widens LANCZOS when it shrinks a picture; enlarging it would ring.
     how = Image.Resampling.LANCZOS if longest > target else Image.Resampling.BICUBIC
     small = upright.resize(resized, how)
@@ -79,4 +79,4 @@ def frame(
             half_y = 3 * half_x // 4
     cut = small.crop((x - half_x, y - half_y, x + half_x, y + half_y))
     box = (y - half_y, x - half_x, 2 * half_y, 2 * half_x)
-    return np.asarray(cut), Framing((height, width), resized[::-1], box)
+    return np.asarray(cut), Framing((height, width), (resized[1], resized[0]), box)

@@ -8,6 +8,7 @@ and continued as a plane beyond. Their unit is the length of the baseline.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -103,8 +104,9 @@ def triangulated(seen: TwoView) -> tuple[np.ndarray, np.ndarray]:
     """Points [N, 3] in camera 1 of the inliers, unit baseline, and their pixels [N, 4]."""
     pixels = seen.matches[seen.inliers]
     points = essential.triangulate(pixels[:, :2], pixels[:, 2:], seen.pair.K, seen.T_cam2_cam1)
-    known = np.isfinite(points).all(1)
-    known &= geometry.transform(seen.T_cam2_cam1, np.where(known[:, None], points, 0))[:, 2] > 0
+    known: Any = np.isfinite(points).all(1)
+    there = geometry.transform(seen.T_cam2_cam1, np.where(known[:, None], points, 0))
+    known &= there[:, 2] > 0
     if known.any():  # a nearly parallel pair of rays meets anywhere
         z = points[:, 2]
         middle = np.median(z[known])

@@ -51,7 +51,7 @@ def conditions(pair: StereoPair, numbers: Mapping[str, float]) -> dict[str, str]
     """The bin of a pair under each of `CONDITIONS`; numbers: of `pair_numbers`."""
     suns = [sun_azimuth_deg(pair, view) for view in range(2)]
     same = "unknown"
-    if None not in suns:
+    if suns[0] is not None and suns[1] is not None:
         turned = abs((suns[0] - suns[1] + 180) % 360 - 180)
         same = "same" if turned < SUN_STEP_DEG else "different"
     named = {
@@ -76,7 +76,7 @@ def sun_azimuth_deg(pair: StereoPair, view: int) -> float | None:
     correlates best wins.
     """
     normals, to_camera, grey, up = _shading(pair, view)
-    if normals is None or np.ptp(grey) == 0:
+    if normals is None or up is None or np.ptp(grey) == 0:
         return None
     east = np.cross([0.0, 0, 1], up)
     if not np.linalg.norm(east) > 0:

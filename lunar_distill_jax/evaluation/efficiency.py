@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -117,7 +118,7 @@ TIERS = (
 )
 
 
-def fits(costs: dict, tier: Tier) -> dict[str, bool | None]:
+def fits(costs: Mapping, tier: Tier) -> dict[str, bool | None]:
     """Which limits a network keeps: weights in int8, operations of a pair (2 a MAC), memory.
 
     Memory is that of the float32 program measured here. Latency and power are None: they ask for

@@ -45,7 +45,8 @@ def predictor(stereo: api.Stereo, batch: int = 8, *, matches: bool = False):
                     match([d[i] for d in desc], [c[i] for c in trust]) for i in range(len(chunk))
                 ]
             for i, pair in enumerate(chunk):
-                pose = pose_of_matches(found[i], pair) if found[i] is not None else None
+                own = found[i]
+                pose = None if own is None else pose_of_matches(own, pair)
                 maps.append(PointMaps(points[i], conf[i], found[i], pose))
         return maps
 
@@ -58,8 +59,8 @@ def match(desc: Sequence[np.ndarray], conf: Sequence[np.ndarray]) -> np.ndarray:
     step = max(1, round((height * width / SEEDS) ** 0.5))
     on_device = jax.default_backend() != "cpu"  # there the transfer costs more than it saves
     nearest = matching.nearest_dot_on_device if on_device else matching.nearest_dot
-    pixels = matching.reciprocal_matches(*desc, step, both_ways=True, nearest=nearest)
-    trust = matching.match_confidence(*conf, *pixels)
+    pixels = matching.reciprocal_matches(desc[0], desc[1], step, both_ways=True, nearest=nearest)
+    trust = matching.match_confidence(conf[0], conf[1], *pixels)
     inside = np.ones(len(trust), bool)
     for at, d in zip(pixels, desc, strict=True):
         inside &= (at >= BORDER_PX).all(1) & (at < np.array(d.shape[1::-1]) - BORDER_PX).all(1)
@@ -94,8 +95,9 @@ def evaluate(
     if protocol not in PROTOCOLS:
         known = " or ".join(map(repr, PROTOCOLS))
         raise InputError(f"There is no evaluation protocol {protocol!r}: use {known}.")
-    pairs = dataset
-    if isinstance(dataset, str | os.PathLike):
+    if not isinstance(dataset, str | os.PathLike):
+        pairs = dataset
+    else:
         _, pairs = open_pairs(dataset, size=size, geometries=36, seed=0)
     models = {"model": predictor(stereo, matches=True)}
     return run.evaluate(models, pairs, protocol=PROTOCOLS[protocol]).summary["model"]

@@ -117,8 +117,10 @@ def pose_metrics(
         values |= _angles(prediction.T_cam2_cam1, T_true, "rra_deg", "rta_deg", "pose")
     T = nothing if T_points is None else T_points
     values |= _angles(T, T_true, "rra_points_deg", "rta_points_deg", "pose_points")
-    values["vcre_px"] = vcre(with_length(T, np.linalg.norm(T_true[:3, 3])), T_true, pair)
-    values["vcre_own_px"] = vcre(with_length(T, scale * np.linalg.norm(T[:3, 3])), T_true, pair)
+    values["vcre_px"] = vcre(with_length(T, float(np.linalg.norm(T_true[:3, 3]))), T_true, pair)
+    values["vcre_own_px"] = vcre(
+        with_length(T, scale * float(np.linalg.norm(T[:3, 3]))), T_true, pair
+    )
     if prediction.matches is not None:
         values |= match_metrics(prediction.matches, pair)
     return {name: float(values[name]) for name in METRICS}

@@ -32,12 +32,12 @@ def average(
 
     values: [P] of the pairs; geometries: [P] their names
     """
-    values = np.asarray(values, np.float64)
+    array = np.asarray(values, np.float64)
     names, index = np.unique(np.asarray(geometries), return_inverse=True)
     weights = draws(len(names), seed) if len(names) > 1 else None
     if metric.average == "median":
-        return _median(values, index, weights)
-    return _mean(values, index, len(names), weights)
+        return _median(array, index, weights)
+    return _mean(array, index, len(names), weights)
 
 
 def _mean(values, index, count, weights):

@@ -23,7 +23,7 @@ def loss_terms(
     settings: LossSettings,
     *,
     hooks: tuple[int, ...] = (),
-    key=None,
+    key: Any = None,
 ) -> dict[str, Mean]:
     """{term: its means} of the terms in `on`; the others cost nothing.
 

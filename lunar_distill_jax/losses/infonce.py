@@ -8,6 +8,7 @@ more in the backward pass (as flash attention does). The result does not depend 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ def similarity(a, b, kind: str):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def log_sums(a, b, kind: str, temperature: float, block: int):
+def log_sums(a, b, kind: str, temperature: float, block: int) -> Any:
     """log sum exp(similarity / temperature) over each row and each column.
 
     a: [N, K], b: [M, K] -> rows [N], columns [M]
@@ -102,7 +103,8 @@ def info_nce(
     floor: least probability, below which no gradient passes. The reference has 1e-8, which leaves
            the worst mismatches untaught; 0 teaches all
     """
-    rows, columns = log_sums(a, b, kind, temperature, block)
+    sums: Any = log_sums(a, b, kind, temperature, block)
+    rows, columns = sums
     columns = columns[: len(a)]
     if kind == "cosine":
         own = jnp.sum(a * b[: len(a)], -1) / temperature

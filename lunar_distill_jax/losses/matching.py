@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def unlisted(pixels, height: int, width: int, count: int):
     return jax.vmap(one)(pixels)
 
 
-def losses(desc, pixels, settings: MatchingSettings, order=None):
+def losses(desc, pixels, settings: MatchingSettings, order: Any = None):
     """The matching loss of every entry: [B, M]. `order`: int [B, M], the shuffle into groups."""
     s = settings
     a, b = (gather_pixels(d, p) for d, p in zip(desc, pixels, strict=True))
@@ -83,7 +84,7 @@ def losses(desc, pixels, settings: MatchingSettings, order=None):
         infonce.info_nce, mode=s.mode, temperature=s.temperature, block=s.block, floor=s.floor
     )
     if s.padding:
-        more = unlisted(pixels[1], *desc[1].shape[1:3], s.padding)
+        more = unlisted(pixels[1], desc[1].shape[1], desc[1].shape[2], s.padding)
         b = jnp.concatenate([b, gather_pixels(desc[1], more)], 1)
     if s.groups == 1:
         return jax.vmap(entry)(a, b)

@@ -7,6 +7,7 @@ confidences are tuples of [B, H, W].
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ class PointSettings:
             )
 
 
-def align(points, target, valid, settings: PointSettings, is_metric=None):
+def align(points, target, valid, settings: PointSettings, is_metric: Any = None):
     """-> (points, target, valid): comparable pairs, 0 where they are not valid.
 
     is_metric: bool [B], needed if `settings.metric`

@@ -117,7 +117,7 @@ def teacher_targets(
     if {"matching", "descriptors"} & set(on):
         desc = tuple(p.desc for p in predictions)
         if settings.matching.source == "teacher":
-            *pixels, matched = reciprocal_matches(*desc, key, matches)
+            *pixels, matched = reciprocal_matches(desc[0], desc[1], key, matches)
             fields |= {"pixels": tuple(pixels), "matched": matched}
         else:
             fields |= _true_matches(batch)

@@ -56,7 +56,7 @@ def program(config: StereoConfig, height: int, width: int) -> Any:
     variables = {"batch_stats": params.pop("batch_stats", {}), "params": params}
 
     def forward(variables, image1, image2):
-        views = StereoNet(config).apply(variables, image1, image2)
+        views: Any = StereoNet(config).apply(variables, image1, image2)
         return [view.replace(features={}) for view in views]
 
     return jax.make_jaxpr(forward)(variables, image, image).jaxpr

@@ -42,11 +42,13 @@ def array_shapes(config: StereoConfig) -> dict[str, tuple[int, ...]]:
 @functools.lru_cache(maxsize=64)  # it traces the whole network: seconds for the teacher
 def _shapes(config: StereoConfig) -> dict[str, dict[str, tuple[int, ...]]]:
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    tree = jax.eval_shape(StereoNet(config).init, jax.random.key(0), image, image)
+    tree: Any = jax.eval_shape(StereoNet(config).init, jax.random.key(0), image, image)
     return {
         collection: {
             name: leaf.shape
-            for name, leaf in flax.traverse_util.flatten_dict(values, sep="/").items()
+            for name, leaf in dict[str, Any](
+                flax.traverse_util.flatten_dict(values, sep="/")
+            ).items()
         }
         for collection, values in tree.items()
     }

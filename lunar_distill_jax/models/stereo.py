@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -108,7 +110,7 @@ class StereoNet(nn.Module):
                 "raw": raw,
                 "backbone": encoded.named,
             }
-            return prediction.replace(features=features)
+            return dataclasses.replace(prediction, features=features)
 
         return (
             view(heads[names[0]], image1, layers1, one, portrait1),

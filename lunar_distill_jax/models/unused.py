@@ -55,11 +55,13 @@ def _tail_shapes() -> dict[str, Shapes]:
     """{collection: shapes} of what MobileNetV3 has behind stride 16, by its own names."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     net = MobileNetV3(MobileNetV3Config(stages=7))
-    tree = jax.eval_shape(net.init, jax.random.key(0), image)
+    tree: Any = jax.eval_shape(net.init, jax.random.key(0), image)
     return {
         collection: {
             name: leaf.shape
-            for name, leaf in flax.traverse_util.flatten_dict(values, sep="/").items()
+            for name, leaf in dict[str, Any](
+                flax.traverse_util.flatten_dict(values, sep="/")
+            ).items()
             if name.startswith(_TAIL)
         }
         for collection, values in tree.items()

@@ -132,7 +132,7 @@ def _draw(key: jax.Array, n: int, cell_km: jax.Array, ground: Ground) -> list[ja
     age K, depth scale (km), and what `_shapes` adds."""
     sizes = patch_sizes(n)
     capacities = [_capacity(n, patch, ground) for patch in sizes]
-    patch = jnp.asarray(np.repeat(np.float32(sizes), capacities))
+    patch = jnp.asarray(np.repeat(np.asarray(sizes, np.float32), capacities))
     uniform = jax.random.uniform(key, (4, sum(capacities)))
     row, column = (uniform[i] * (n + patch / 2) - patch / 4 for i in (0, 1))
     # N(>D) ~ D^-2 on (P/6, P/3]: D^-2 is uniform.

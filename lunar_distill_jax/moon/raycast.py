@@ -6,6 +6,8 @@ grid has z up.
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,7 @@ def sample(surface: Surface, x: jax.Array, y: jax.Array):
 
 def interpolate(field: jax.Array, surface: Surface, x: jax.Array, y: jax.Array) -> jax.Array:
     """A second field [N, N] on the grid of `surface`, bilinearly at points [P]."""
-    return sample(surface.replace(heights=field), x, y)[0]
+    return sample(dataclasses.replace(surface, heights=field), x, y)[0]
 
 
 def inside(surface: Surface, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -88,7 +90,9 @@ def trace(
     blocks = [
         jnp.pad(a, ((0, short), (0, 0)), mode="edge").reshape(-1, block, 3) for a in (centre, rays)
     ]
-    t, trusted = jax.lax.map(lambda b: _march(surface, steep, top, *b, focal), tuple(blocks))
+    t, trusted = jax.lax.map(
+        lambda b: _march(surface, steep, top, b[0], b[1], focal), tuple(blocks)
+    )
     return t.reshape(-1)[: len(rays)], trusted.reshape(-1)[: len(rays)]
 
 

@@ -25,12 +25,13 @@ def spectrum_slope(image: np.ndarray, low: float, high: float) -> float:
     power = np.abs(np.fft.rfft2(flat * np.outer(np.hanning(height), np.hanning(width)))) ** 2
     k = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     edges = np.geomspace(low, high, 13)
-    rows = []
+    x, y = [], []
     for a, b in zip(edges[:-1], edges[1:], strict=True):
         ring = (k >= a) & (k < b)
         if ring.sum() >= 4:
-            rows.append((np.log(k[ring].mean()), np.log(power[ring].mean())))
-    return float(np.polyfit(*zip(*rows, strict=True), 1)[0])
+            x.append(np.log(k[ring].mean()))
+            y.append(np.log(power[ring].mean()))
+    return float(np.polyfit(x, y, 1)[0])
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:

@@ -6,6 +6,9 @@ half a cell -> the sphere of the Moon falls away. Heights are km; rows run along
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,10 +96,11 @@ def blur(image: jax.Array, sigma: float) -> jax.Array:
         widths = [(0, 0)] * image.ndim
         widths[axis] = (radius, radius)
         padded = jnp.pad(image, widths, mode="edge")
-        image = sum(
+        shifted = [
             float(tap) * jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
             for i, tap in enumerate(taps)
-        )
+        ]
+        image = functools.reduce(operator.add, shifted)
     return image
 
 

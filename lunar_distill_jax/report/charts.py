@@ -60,13 +60,13 @@ def lines(
     dashed: Sequence[str] = (),
 ) -> str:
     """Curves (x, y) by name, both axes linear and y from zero; "" without any."""
-    series = {name: (np.asarray(x), np.asarray(y)) for name, (x, y) in series.items() if len(x)}
-    if not series:
+    curves = {name: (np.asarray(x), np.asarray(y)) for name, (x, y) in series.items() if len(x)}
+    if not curves:
         return ""
-    x, y = (np.concatenate([curve[i] for curve in series.values()]) for i in (0, 1))
+    x, y = (np.concatenate([curve[i] for curve in curves.values()]) for i in (0, 1))
     axes = _axes(x, np.append(y, 0.0), False)
     parts = [*_frame(axes, x_label, y_label)]
-    for i, (name, (cx, cy)) in enumerate(series.items()):
+    for i, (name, (cx, cy)) in enumerate(curves.items()):
         points = " ".join(f"{u:.1f},{v:.1f}" for u, v in zip(axes[0](cx), axes[1](cy), strict=True))
         dash = ' stroke-dasharray="5 4"' if name in dashed else ""
         parts.append(f'<polyline class="line {style(i)}" points="{points}"{dash}/>')

@@ -25,7 +25,8 @@ def student_forward(
     net = StereoNet(student.config, student.compute, train)
     if not train:
         variables = {"params": unflatten(network)}
-        return net.apply(variables, image1, image2, symmetric=symmetric), extras, {}
+        predictions: Any = net.apply(variables, image1, image2, symmetric=symmetric)
+        return predictions, extras, {}
     variables = {"params": unflatten(network), "batch_stats": batch_stats}
     predictions, updated = net.apply(
         variables, image1, image2, symmetric=symmetric, mutable=["batch_stats"]
@@ -46,7 +47,9 @@ def live_teacher(
     net = StereoNet(config, compute)
 
     def targets(variables, batch, key) -> Targets:
-        predictions = net.apply(variables, batch["image1"], batch["image2"], symmetric=symmetric)
+        predictions: Any = net.apply(
+            variables, batch["image1"], batch["image2"], symmetric=symmetric
+        )
         batch = symmetrised(batch) if symmetric else batch
         return teacher_targets(
             predictions, batch, on, settings, hooks=config.hooks, matches=matches, key=key

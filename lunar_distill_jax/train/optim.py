@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -98,7 +99,7 @@ def make_optimizer(settings: OptimSettings) -> optax.GradientTransformation:
 
     def scale_by_name(updates, params):
         del params
-        flat = flax.traverse_util.flatten_dict(updates, sep="/")
+        flat: dict[str, Any] = flax.traverse_util.flatten_dict(updates, sep="/")
         by_name = factors(flat, settings.multipliers)
         flat = {name: u * by_name[name] for name, u in flat.items()}
         return flax.traverse_util.unflatten_dict(flat, sep="/")

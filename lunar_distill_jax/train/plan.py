@@ -39,8 +39,17 @@ def base_config() -> mlc.ConfigDict:
     c.augment, c.matches, c.symmetric = True, 0, False
     c.loss = dict.fromkeys(TERMS, 0.0)
     c.loss_settings = dataclasses.asdict(LossSettings())
-    c.optim = dict(lr=3e-4, final=0.0, warmup=0, weight_decay=0.05, clip=1.0, eps=1e-8, ema=0.0)
-    c.optim.freeze, c.optim.multipliers = (), ()
+    c.optim = dict(
+        lr=3e-4,
+        final=0.0,
+        warmup=0,
+        weight_decay=0.05,
+        clip=1.0,
+        eps=1e-8,
+        ema=0.0,
+        freeze=(),
+        multipliers=(),
+    )
     c.compute, c.teacher_compute = (dataclasses.asdict(Compute()) for _ in range(2))
     c.accumulate = 1
     c.mesh = dict(trial=1, data=-1, model=1)

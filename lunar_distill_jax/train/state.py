@@ -11,6 +11,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.losses import features
@@ -151,7 +152,7 @@ def init_student(
 
 def _stack(arrays: Sequence[Any]) -> Any:
     """On the host; but traced, where only shapes are wanted (`jax.eval_shape`)."""
-    return (jnp if isinstance(arrays[0], jax.core.Tracer) else np).stack(arrays)
+    return (jnp if isinstance(arrays[0], Tracer) else np).stack(arrays)
 
 
 def init_state(

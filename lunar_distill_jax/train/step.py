@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,6 +93,7 @@ def _update(student: Student, settings: LossSettings, symmetric: bool, accumulat
         def terms_of(params, stats, part):
             targets, images = part
             flat = {**flatten(state.frozen), **flatten(params)}
+            predictions: Any
             predictions, extras, stats = student_forward(
                 student, flat, stats, images["image1"], images["image2"], symmetric
             )
@@ -146,11 +148,11 @@ def _update(student: Student, settings: LossSettings, symmetric: bool, accumulat
             state.ema,
             params if student.optim.ema else {},
         )
-        new = state.replace(params=params, opt=opt, ema=ema, batch_stats=stats)
+        new = dataclasses.replace(state, params=params, opt=opt, ema=ema, batch_stats=stats)
         # On the device, so that no step waits for the host, and trial by trial.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
-        new = new.replace(skipped=state.skipped + ~finite)
+        new = dataclasses.replace(new, skipped=state.skipped + ~finite)
         metrics = {"loss": loss, **values, "grad_norm": norm, "lr": rate, "skipped": new.skipped}
         return new, metrics
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ def has_opencv() -> bool:
     return importlib.util.find_spec("cv2") is not None
 
 
-def opencv():
+def opencv() -> Any:
     """The cv2 module.
 
     Raises:

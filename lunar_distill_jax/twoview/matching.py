@@ -28,13 +28,13 @@ def nearest_dot(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 def nearest_dot_on_device(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """`nearest_dot` by the default JAX device, in blocks of one size: one program for all calls."""
-    keys = jnp.asarray(keys)
+    on_device = jnp.asarray(keys)
     block = max(16, BLOCK // len(keys))
     found = []
     for i in range(0, len(queries), block):
         part = queries[i : i + block]
         padded = np.pad(part, ((0, block - len(part)), (0, 0)))
-        found.append(np.asarray(_argmax_dot(padded, keys))[: len(part)])
+        found.append(np.asarray(_argmax_dot(padded, on_device))[: len(part)])
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 

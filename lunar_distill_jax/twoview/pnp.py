@@ -65,8 +65,9 @@ def _least_squares(
     AQA = np.einsum("nk,nijl->ikjl", points, QX).reshape(9, 9)
     omega = AQA + QX.sum(0).reshape(3, 9).T @ P  # t is at its best: cross terms cancel in pairs
     omega = (omega + omega.T) / 2
-    starts = [start]
-    if start is None:
+    if start is not None:
+        starts = [start]
+    else:
         columns = np.linalg.eigh(omega)[1].T[:STARTS]
         starts = [_nearest_rotation(sign * c.reshape(3, 3)) for c in columns for sign in (1, -1)]
     best = None

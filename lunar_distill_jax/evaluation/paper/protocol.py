@@ -126,7 +126,7 @@ def score(
     values["scale_error_pct"] = 100 * abs(fit.scale - 1)
     views = [_view(world[v], truth.world[v], ok[v]) for v in range(2) if ok[v].any()]
     for name in dict.fromkeys(key for view in views for key in view):
-        values[name] = np.mean([view[name] for view in views if name in view])
+        values[name] = float(np.mean([view[name] for view in views if name in view]))
     values |= _scene(world, truth, ok)
     values |= _pose(prediction, truth)
     return {name: float(values[name]) for name in METRICS}, {}
@@ -162,12 +162,12 @@ def _scene(world: np.ndarray, truth: Truth, ok: np.ndarray) -> dict[str, float]:
     pred, gt = world[ok], truth.world[ok]
     near = classic.nearest_neighbours(pred, gt, classic.MOST_POINTS_SCENE)
     diagonal = float(np.linalg.norm(np.ptp(gt, axis=0)))
-    clouds = [world[v][ok[v]] for v in range(2)]
-    both = min(len(c) for c in clouds) > 0
+    one, two = (world[v][ok[v]] for v in range(2))
+    both = len(one) and len(two)
     return {
         "scene_chamfer": near["chamfer"],
         "scene_hausdorff_p95": classic.hausdorff(pred, gt)["hausdorff_p95"],
-        "overlap_median": classic.overlap(*clouds, diagonal)["median"] if both else np.nan,
+        "overlap_median": classic.overlap(one, two, diagonal)["median"] if both else np.nan,
     }
 
 

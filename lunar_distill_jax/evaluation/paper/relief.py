@@ -106,11 +106,11 @@ def _slope_pictures(pred, gt, mask) -> dict[str, float]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     pictures = [np.clip(s[box] / top, 0, 1) for s in (slope_g, slope_p)]
-    out = {"slope_ssim": ssim(*pictures, 1.0)}
+    out = {"slope_ssim": ssim(pictures[0], pictures[1], 1.0)}
     steep = mask & (slope_p > 2) & (slope_g > 2)
     if steep.sum() >= 100:
         h = [np.histogram(a[steep], 16, (0, 360))[0].astype(float) for a in (aspect_p, aspect_g)]
-        out["aspect_hist_corr"] = pearson(*h)
+        out["aspect_hist_corr"] = pearson(h[0], h[1])
     return out
 
 
