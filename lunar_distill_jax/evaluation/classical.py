@@ -8,8 +8,8 @@ and continued as a plane beyond. Their unit is the length of the baseline.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.tri import LinearTriInterpolator, Triangulation
