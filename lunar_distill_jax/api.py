@@ -50,6 +50,12 @@ class Stereo:
         return variables(self.params, self.batch_stats)
 
     @property
+    def training_side(self) -> int | None:
+        """Long side of the frames it was trained at, by its meta; None where that is silent."""
+        sides = self.meta.get("training_size", "").split("x")
+        return max((int(side) for side in sides if side.isdigit()), default=None)
+
+    @property
     def arrays(self) -> dict[str, Any]:
         """What a weight file holds: the parameters, and the moments as one more branch of them."""
         statistics = {"batch_stats": self.batch_stats} if self.batch_stats else {}

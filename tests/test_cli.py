@@ -158,7 +158,7 @@ def test_damaged_data(verb, damage, message, model, data, config, tmp_path, caps
         (["--data", "{tmp}/experiment.py"], "experiment.py is a file"),
         (["--model", "{tmp}/none.safetensors"], "There is no model"),
         (["--model", "moonlett"], "There is no model moonlett: give the path"),
-        (["--model", "mast3r"], "mast3r is an architecture without trained weights"),
+        (["--model", "mast3rr"], "There is no model mast3rr"),
         (["--model", "{tmp}/experiment.py"], "is not a complete safetensors file"),
         (["--size", "40"], "The size is 40 pixels: give a multiple of 16"),
         (["--size", "16"], "The size is 16 pixels: give a multiple of 16, 32 or more"),

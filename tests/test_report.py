@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import html.parser
 import io
 import json
 import re
@@ -12,6 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
+from parsed import Page
 from PIL import Image
 
 from lunar_distill_jax import geometry
@@ -63,32 +63,6 @@ def predict(pair: StereoPair, scale=0.01, noise=0.0) -> PointMaps:
     points = points * (1 + noise * rng.standard_normal(points.shape[:3]))[..., None]
     conf = 1 + rng.random(points.shape[:3])
     return PointMaps(points.astype(np.float32), conf.astype(np.float32))
-
-
-class Page(html.parser.HTMLParser):
-    """Collects what the tests ask of a page."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags, self.addresses, self.words, self.open = [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset", "action", "data")]
-        if tag not in ("img", "meta", "link", "input", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.words.append(data.strip())
-
-    @property
-    def text(self) -> str:
-        return " ".join(filter(None, self.words))
 
 
 def write(tmp_path, **options) -> tuple[str, Page]:

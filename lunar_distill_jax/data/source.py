@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lunar_distill_jax.data import frames, mast3r_folder, plain_folder, splits, stereolunar
 from lunar_distill_jax.data.frames import PairRef
-from lunar_distill_jax.data.synthetic import synthetic_pairs
+from lunar_distill_jax.data.synthetic import SyntheticPairs
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.types import StereoPair
 
@@ -92,10 +92,19 @@ def open_folder(
 def open_pairs(
     source: str | os.PathLike, *, size: int, geometries: int, seed: int
 ) -> tuple[int, Iterator[StereoPair]]:
-    """-> (how many pairs, the pairs, read or rendered one by one as square frames of `size` pixels)
+    """-> (how many pairs, the pairs of `pair_sequence`, read or rendered one by one)"""
+    pairs = pair_sequence(source, size=size, geometries=geometries, seed=seed)
+    return len(pairs), iter(pairs)
+
+
+def pair_sequence(
+    source: str | os.PathLike, *, size: int, geometries: int, seed: int, lighting: str = "same"
+) -> Sequence[StereoPair]:
+    """Pairs as square frames of `size` pixels, each read or rendered when it is asked for.
 
     source: a folder, or "synthetic" for `geometries` rendered scenes from seed `seed` on, each
             under one of StereoLunar's suns; a folder is read whole
+    lighting: of a folder's pairs, as for `open_folder`
 
     Raises:
       InputError: `size` is not a multiple of 16, a number is out of range, or the folder cannot be
@@ -108,6 +117,5 @@ def open_pairs(
             raise InputError(f"The number of geometries is {geometries}: give 1 or more.")
         if seed < 0:
             raise InputError(f"The seed of the synthetic scenes is {seed}: give 0 or more.")
-        return geometries, synthetic_pairs(seed, geometries, size)
-    pairs = open_folder(source, size=size)
-    return len(pairs), iter(pairs)
+        return SyntheticPairs(seed, geometries, size)
+    return open_folder(source, size=size, lighting=lighting)

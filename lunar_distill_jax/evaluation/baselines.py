@@ -1,6 +1,6 @@
 """What a model must beat, or can hope for, without looking at the photographs.
 
-Both are predictors as `run.evaluate` wants them: a list of pairs in, their point maps out.
+All are predictors as `run.evaluate` wants them: a list of pairs in, their point maps out.
 """
 
 from __future__ import annotations
@@ -26,6 +26,17 @@ def _plane(pair: StereoPair) -> PointMaps:
         points.append(rays * geometry.fit_inverse_depth_plane(rays, depth, valid)[..., None])
     points[1] = geometry.transform(geometry.relative_pose(pair.T_world_cam), points[1])
     return _without_opinion(np.stack(points))
+
+
+def noise_floor(pairs: Sequence[StereoPair]) -> list[PointMaps]:
+    """The ground truth as it is stored: what its rounding costs a perfect prediction."""
+    return [_without_opinion(_stored(pair)) for pair in pairs]
+
+
+def _stored(pair: StereoPair) -> np.ndarray:
+    """True points [2, H, W, 3]; pixels without truth, which are not scored, get the plane's."""
+    planes = _plane(pair).points_cam1
+    return np.where(pair.valid[..., None], geometry.pointmaps_cam1(pair), planes)
 
 
 def mean_baseline(

@@ -126,7 +126,7 @@ def densify(
     """Depth known at pixels [N, 2] -> at all pixels [H, W], and how near a measurement each is.
 
     Linear in 1 / depth over a Delaunay triangulation; beyond it, the plane that fits best. The
-    second map is 1 / (1 + distance in pixels).
+    second map is 1 + 1 / (1 + distance in pixels): confidences are 1 or more.
     """
     v, u = np.indices(shape)
     grid = np.stack([u.ravel(), v.ravel()], 1).astype(np.float64)
@@ -146,7 +146,7 @@ def densify(
         pass
     usual = np.percentile(inverse, [2, 98])
     out = np.clip(out, usual[0] / DEPTH_RANGE, usual[1] * DEPTH_RANGE)
-    near = 1 / (1 + cKDTree(pixels).query(grid)[0])
+    near = 1 + 1 / (1 + cKDTree(pixels).query(grid)[0])
     return (1 / out).reshape(shape), near.reshape(shape)
 
 

@@ -17,9 +17,9 @@ CONDITIONS = {  # key -> heading
     "trajectory": "Trajectory",
     "sun": "Sun's azimuth",
     "lighting": "Suns of the two views",
-    "overlap": "View 1 seen by view 2",
+    "overlap": "Overlap",
     "altitude": "Median depth",
-    "rotation": "Rotation between the views",
+    "rotation": "Rotation",
     "baseline": "Baseline / depth",
 }
 BINS = {

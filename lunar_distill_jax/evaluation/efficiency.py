@@ -34,6 +34,8 @@ METRICS = {
     "compile_s": Metric("Compilation", "s", -1, ".1f", "cost", "trace and compile, once"),
 }  # fmt: skip
 
+MEASURED = ("latency_p50_ms", "latency_p95_ms", "peak_mb", "compile_s")  # the others are counted
+
 
 def cost(stereo: api.Stereo, height: int, width: int) -> dict:
     """`METRICS` of one forward pass over one pair in float32, and {"size", "device"}.

@@ -152,16 +152,19 @@ def write_metrics(path: str | os.PathLike, evaluation: Evaluation, **extra: Mapp
 
 
 def write_pairs(path: str | os.PathLike, evaluation: Evaluation) -> None:
-    """Writes `rows` as CSV: model, pair, geometry, conditions, then the protocol's metrics."""
+    """Writes `rows` as CSV: model, pair, geometry, conditions, their numbers, then all metrics."""
     names = list(evaluation.protocol.metrics)
+    numbers = list(evaluation.rows[0].numbers)
     conditions = list(evaluation.rows[0].conditions)
     conditions = [key for key in conditions if key != "trajectory"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "pair", "geometry", "trajectory", *conditions, *names])
+    writer.writerow(["model", "pair", "geometry", "trajectory", *conditions,
+                     *(f"{key}_value" for key in numbers), *names])  # fmt: skip
     for row in evaluation.rows:
         words = [row.model, row.pair, row.geometry, row.trajectory]
         words += [row.conditions[key] for key in conditions]
+        words += [f"{row.numbers[key]:.6g}" for key in numbers]
         writer.writerow(words + [f"{row.values[name]:.6g}" for name in names])
     atomic.write_text(path, text.getvalue())
 

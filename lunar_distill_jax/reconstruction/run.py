@@ -145,7 +145,7 @@ def reconstruct(
         _require_positive(name, value)
     for value in focal or ():
         _require_positive("focal length", value)
-    size = size or training_size(stereo)
+    size = size or stereo.training_side or SIZE
     pictures = [images.read_photograph(pathlib.Path(path)) for path in (path1, path2)]
     # The released models were trained on frames cut to 4:3; ours on squares.
     square = not stereo.config.landscape_only
@@ -187,13 +187,6 @@ def reconstruct(
         overlap(*(np.asarray(picture) for picture in pictures)),
         "unit" if baseline_m is None and altitude_m is None else "m",
     )
-
-
-def training_size(stereo: api.Stereo) -> int:
-    """Long side of the frames that a model was trained at, by its meta; `SIZE` if it is silent."""
-    text = stereo.meta.get("training_size", "")
-    sides = [int(part) for part in text.split("x") if part.isdigit()]
-    return max(sides, default=SIZE)
 
 
 def _require_positive(name: str, value: float | None) -> None:

@@ -71,7 +71,8 @@ def _round_ticks(lo: float, hi: float, about: int = 5) -> list[float]:
     raw = (hi - lo) / about
     power = 10.0 ** np.floor(np.log10(raw))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * 0.999)
-    return [float(t) for t in np.arange(np.ceil(lo / step), np.floor(hi / step) + 1) * step]
+    # Adding zero makes a negative zero an ordinary one.
+    return [float(t) + 0.0 for t in np.arange(np.ceil(lo / step), np.floor(hi / step) + 1) * step]
 
 
 def _series(history) -> dict[str, tuple[np.ndarray, np.ndarray]]:

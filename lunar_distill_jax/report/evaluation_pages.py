@@ -17,7 +17,7 @@ from lunar_distill_jax.evaluation import ours
 from lunar_distill_jax.evaluation.run import Evaluation, Predictor
 from lunar_distill_jax.report import evaluation_sections as sections
 from lunar_distill_jax.report import page, pairs, tables, terrain_maps
-from lunar_distill_jax.types import StereoPair
+from lunar_distill_jax.types import PointMaps, StereoPair
 
 SHOWN = 4  # pairs in pictures on the page that compares
 SHOWN_OF_MODEL = 3  # on a model's own page
@@ -26,9 +26,14 @@ COLUMNS = 5  # models in pictures side by side
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """What all pages say: plain text. facts: short label -> text; command: what made the pages."""
+    """What all pages say: plain text.
+
+    title: of the page that compares; data: name of the data set
+    facts: short label -> text; command: what made the pages
+    """
 
     title: str
+    data: str
     lead: str
     facts: Mapping[str, str]
     command: str
@@ -41,6 +46,8 @@ def write_pages(
     read: Callable[[str], StereoPair],
     costs: Mapping[str, Mapping],
     text: Text,
+    *,
+    progress: Callable[[int], object] = lambda pages_done: None,
 ) -> None:
     """Writes FOLDER/report.html, FOLDER/models/MODEL.html and FOLDER/pictures/.
 
@@ -48,17 +55,20 @@ def write_pages(
       predictors: those to show in pictures; the first is what others are compared with
       read: the name of an evaluated pair -> the pair
       costs: model -> `efficiency.cost`
+      progress: called with the number of pages done since the last call
 
     Raises:
       InputError: the pages or the pictures cannot be written.
     """
     folder = pathlib.Path(folder)
+    predictors = {name: _remembered(predict) for name, predict in predictors.items()}
     files = _file_names(predictors)
     reference = next(iter(predictors))
     for model, predict in predictors.items():
-        shown = [read(r.pair) for r in sections.worst_first(evaluation, model)[:SHOWN_OF_MODEL]]
+        shown = [read(name) for name in sections.worst_of_each(evaluation, model, SHOWN_OF_MODEL)]
         body = [
             '<p class="pages"><a href="../report.html">All models</a></p>',
+            sections.overview(_only(evaluation, model), {}),
             sections.costs({m: c for m, c in costs.items() if m == model}),
             sections.calibration(evaluation, [model]),
             sections.scatter(evaluation, model),
@@ -69,9 +79,10 @@ def write_pages(
             sections.faults(evaluation),
         ]
         name = tables.model_name(model)
-        _write(folder / "models" / files[model], body, text, f"{name}: {text.title}")
+        _write(folder / "models" / files[model], body, text, f"{name} on {text.data}")
+        progress(1)
     links = {model: f"models/{name}" for model, name in files.items()}
-    shown = [read(r.pair) for r in sections.worst_first(evaluation, reference)[:SHOWN]]
+    shown = [read(name) for name in sections.worst_of_each(evaluation, reference, SHOWN)]
     few = dict(list(predictors.items())[:COLUMNS])
     drawn, pictures = _pictures(evaluation, few, shown, viewer=True)
     for i, one in enumerate(drawn, start=1):
@@ -84,12 +95,26 @@ def write_pages(
         sections.calibration(evaluation, list(predictors)),
         sections.conditions(evaluation),
         sections.worst(evaluation, reference),
-        page.pair_viewer(drawn),
+        page.pair_viewer(drawn, reference),
         *pictures,
         sections.groups(evaluation),
         sections.faults(evaluation),
     ]
     _write(folder / "report.html", body, text, text.title)
+    progress(1)
+
+
+def _remembered(predict: Predictor) -> Predictor:
+    """The same predictor for one pair at a time, asked once for each."""
+    known: dict[str, PointMaps] = {}
+
+    def remember(shown: Sequence[StereoPair]) -> list[PointMaps]:
+        for pair in shown:
+            if pair.name not in known:
+                known[pair.name] = predict([pair])[0]
+        return [known[pair.name] for pair in shown]
+
+    return remember
 
 
 def _write(path: pathlib.Path, body: Sequence[str], text: Text, title: str) -> None:
@@ -110,8 +135,12 @@ def _pictures(
     for i, pair in enumerate(shown):
         answers = {name: predict([pair])[0] for name, predict in predictors.items()}
         known = {n: a for n, a in answers.items() if np.isfinite(a.points_cam1).all()}
-        values = {r.model: r.values for r in evaluation.rows if r.pair == pair.name}
-        drawn = pairs.draw(pair, known, {m: _headlines(values[m]) for m in known})
+        values = {
+            r.model: {k: r.values[k] for k in sections.headlines(evaluation)}
+            for r in evaluation.rows
+            if r.pair == pair.name and r.model in known
+        }
+        drawn = pairs.draw(pair, known, values)
         parts = [pairs.section(drawn, i, len(shown), viewer=viewer)]
         if known:
             parts.append(terrain_maps.section(ours.prepare(pair), known))
@@ -121,10 +150,6 @@ def _pictures(
         all_drawn.append(drawn)
         out.append("\n".join(parts))
     return all_drawn, out
-
-
-def _headlines(values: Mapping[str, float]) -> dict[str, float]:
-    return {k: v for k, v in values.items() if k in sections.HEADLINES}
 
 
 def _only(evaluation: Evaluation, model: str) -> Evaluation:

@@ -11,11 +11,14 @@ import numpy as np
 from lunar_distill_jax.evaluation import efficiency
 from lunar_distill_jax.evaluation.calibration import KEPT
 from lunar_distill_jax.evaluation.catalogue import GROUPS
-from lunar_distill_jax.evaluation.conditions import CONDITIONS
+from lunar_distill_jax.evaluation.conditions import BINS, CONDITIONS
 from lunar_distill_jax.evaluation.run import Evaluation, compare
 from lunar_distill_jax.report import charts, tables
 
-HEADLINES = ("point_error_pct", "relief_corr", "slope_mae_deg", "hazard_10_miss_pct", "pose_auc10")
+HEADLINES = {  # by protocol
+    "ours": ("point_error_pct", "relief_corr", "slope_mae_deg", "hazard_10_miss_pct", "pose_auc10"),
+    "paper": ("mae_3d", "chamfer", "depth_ssim", "slope_mae", "rra", "rta"),
+}
 BROKEN_DOWN = ("point_error_pct", "slope_mae_deg")  # under every condition
 AGAINST = {  # columns of pairs.csv that errors are drawn against
     "overlap": "View 1 seen by view 2 (%)",
@@ -25,15 +28,19 @@ AGAINST = {  # columns of pairs.csv that errors are drawn against
 }
 
 
+def headlines(evaluation: Evaluation) -> Sequence[str]:
+    """The few metrics that stand for all."""
+    return HEADLINES.get(evaluation.protocol.name, tuple(evaluation.protocol.metrics)[:5])
+
+
 def overview(evaluation: Evaluation, links: Mapping[str, str]) -> str:
-    """The headline metrics of all models; names link to the models' own pages."""
-    keys = [k for k in HEADLINES if k in evaluation.protocol.metrics]
-    keys = keys or list(evaluation.protocol.metrics)[:5]
+    """The headline metrics of all models, and links to the models' own pages."""
+    keys = headlines(evaluation)
     found = "".join(
         f'<a href="{html.escape(href)}">{html.escape(tables.model_name(name))}</a>'
         for name, href in links.items()
     )
-    pages = f'<p class="pages">Pages of one model: {found}</p>' if links else ""
+    pages = f'<p class="pages"><span>Pages of one model:</span>{found}</p>' if links else ""
     return (
         f"<section><h2>Results</h2>{_table(evaluation, keys)}"
         f'<p class="note">{_notes(evaluation)}</p>{pages}</section>'
@@ -55,8 +62,8 @@ def _notes(evaluation: Evaluation) -> str:
     }
     for name, share in failed.items():
         notes.append(
-            f"{html.escape(tables.model_name(name))} has no answer for {share:.0f} % of the pairs; "
-            "its averages are over the others, so compare it by the differences below."
+            f"{html.escape(tables.model_name(name))} has no answer for {share:.0f} % of the pairs, "
+            "and its averages are over the others: compare it by paired differences."
         )
     return " ".join(notes)
 
@@ -96,7 +103,7 @@ def differences(evaluation: Evaluation, reference: str) -> str:
     if not others:
         return ""
     parts = []
-    for key in (k for k in HEADLINES if k in evaluation.protocol.metrics):
+    for key in headlines(evaluation):
         metric = evaluation.protocol.metrics[key]
         rows = []
         for model in others:
@@ -139,7 +146,7 @@ def conditions(evaluation: Evaluation) -> str:
                 f'<tr class="heading"><th colspan="{2 + len(evaluation.summary)}" scope="rowgroup">'
                 f"{html.escape(heading)}</th></tr>"
             )
-            for name, bin_ in bins.items():
+            for name, bin_ in _in_order(condition, bins):
                 cells = []
                 for summary in evaluation.summary.values():
                     own = (
@@ -147,7 +154,8 @@ def conditions(evaluation: Evaluation) -> str:
                         if condition == "trajectory"
                         else summary["by"][condition]
                     )
-                    cells.append(f"<td>{tables.number(own[name][key], metric)}</td>")
+                    spread = (own[name]["interval95"] or {}).get(key)
+                    cells.append(tables.cell(own[name][key], key, False, spread))
                 count = f"<td>{bin_['pairs']} of {bin_['geometries']}</td>"
                 rows.append(
                     f'<tr><th scope="row">{html.escape(name)}</th>{count}{"".join(cells)}</tr>'
@@ -161,12 +169,22 @@ def conditions(evaluation: Evaluation) -> str:
     return f"<section><h2>By condition</h2>{''.join(parts)}</section>"
 
 
+def _in_order(condition: str, bins: Mapping[str, Mapping]) -> list[tuple[str, Mapping]]:
+    """The bins of a condition, low values first."""
+    known = list(BINS[condition][1]) if condition in BINS else sorted(bins)
+    return [(name, bins[name]) for name in known if name in bins]
+
+
 def costs(found: Mapping[str, Mapping]) -> str:
     """Efficiency, and which tiers each network fits; "" if nothing was measured."""
     if not found:
         return ""
     numbers = {m: {k: c[k] for k in efficiency.METRICS} for m, c in found.items()}
-    table = tables.results_table(numbers, {}, only=list(efficiency.METRICS))
+    keys = list(efficiency.METRICS)
+    counted = [k for k in keys if k not in efficiency.MEASURED]
+    table = '</div><div class="scroll">'.join(
+        tables.results_table(numbers, {}, only=half) for half in (counted, efficiency.MEASURED)
+    )
     sizes = sorted({c["size"] for c in found.values()})
     where = sorted({c["device"] for c in found.values()})
     head = "".join(f'<th scope="col">{html.escape(tables.model_name(m))}</th>' for m in found)
@@ -205,6 +223,8 @@ def _verdict(kept: Mapping[str, bool | None]) -> str:
 def calibration(evaluation: Evaluation, models: Sequence[str]) -> str:
     """Mean sparsification curves; "" if there are none."""
     series = {}
+    if len(models) > 1:  # a baseline without an opinion is a flat line
+        models = [m for m in models if m not in tables.ORACLES]
     for model in models:
         found = [
             r.curves["sparsification"] for r in evaluation.rows if r.model == model and r.curves
@@ -215,17 +235,16 @@ def calibration(evaluation: Evaluation, models: Sequence[str]) -> str:
     if not series or not best:
         return ""
     name = f"best order, {tables.model_name(models[0])}"
-    series[name] = (100 * (1 - KEPT), np.mean(best, axis=0))
     chart = charts.lines(
         series,
         "least confident pixels removed (%)",
         "mean error of the rest, 1 = all",
-        dashed=[name],
+        dashed=(name, 100 * (1 - KEPT), np.mean(best, axis=0)),
     )
     return (
         f"<section><h2>Calibration</h2><figure>{chart}<figcaption>What remains should get "
-        "better as the least confident pixels leave. A flat curve is a model without an opinion; the dashed "
-        "one orders the pixels by their true error.</figcaption></figure></section>"
+        "better as the least confident pixels leave. A flat curve is a model without an opinion; "
+        "the dashed one orders the pixels by their true error.</figcaption></figure></section>"
     )
 
 
@@ -251,8 +270,7 @@ def scatter(evaluation: Evaluation, model: str) -> str:
 def worst(evaluation: Evaluation, model: str, count: int = 12) -> str:
     """The pairs of a model, those without an answer and then the largest errors first."""
     rows = worst_first(evaluation, model)
-    keys = [k for k in HEADLINES if k in evaluation.protocol.metrics]
-    keys = keys or list(evaluation.protocol.metrics)[:5]
+    keys = headlines(evaluation)
     names = [
         "trajectory",
         *(k for k in ("sun", "overlap", "rotation") if rows and k in rows[0].conditions),
@@ -270,10 +288,13 @@ def worst(evaluation: Evaluation, model: str, count: int = 12) -> str:
         cells += "".join(
             f"<td>{tables.number(row.values[k], evaluation.protocol.metrics[k])}</td>" for k in keys
         )
-        body.append(f'<tr><th scope="row">{html.escape(row.pair)}</th>{cells}</tr>')
-    shown = f"the {count} worst of {len(rows)}" if len(rows) > count else f"all {len(rows)}"
+        name = html.escape(row.pair).replace("/", "/<wbr>")
+        body.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+    who = html.escape(tables.model_name(model))
+    shown = f"The {count} worst of {len(rows)}" if len(rows) > count else f"All {len(rows)}"
     return (
-        f'<section><h2>Pairs, worst first</h2><div class="scroll"><table class="results pairs">'
+        f'<section><h2>Pairs, worst of {who} first</h2><div class="scroll">'
+        '<table class="results pairs">'
         f'<thead><tr><th scope="col">Pair</th>{head}</tr></thead><tbody>{"".join(body)}</tbody>'
         f'</table></div><p class="note">{shown}; all are in pairs.csv.</p></section>'
     )
@@ -292,6 +313,16 @@ def worst_first(evaluation: Evaluation, model: str) -> list:
         return math.inf if math.isnan(value) else value
 
     return sorted(own, key=badness, reverse=True)
+
+
+def worst_of_each(evaluation: Evaluation, model: str, count: int) -> list[str]:
+    """Names of pairs to show: the worst of each geometry first, then the others."""
+    seen: set[str] = set()
+    first, rest = [], []
+    for row in worst_first(evaluation, model):
+        (rest if row.geometry in seen else first).append(row.pair)
+        seen.add(row.geometry)
+    return [*first, *rest][:count]
 
 
 def faults(evaluation: Evaluation) -> str:

@@ -164,8 +164,11 @@ def _chart(history) -> str:
     )
 
 
-def pair_viewer(drawn: Sequence[pairs.Drawn]) -> str:
-    """The section that shows `drawn` in 3D, ground truth at the left; "" without pairs."""
+def pair_viewer(drawn: Sequence[pairs.Drawn], right: str = "student_after") -> str:
+    """The section that shows `drawn` in 3D, ground truth at the left; "" without pairs.
+
+    right: the model that stands at its right at first; the last one if there is none of that name
+    """
     if not drawn:
         return ""
     first = drawn[0]
@@ -175,7 +178,7 @@ def pair_viewer(drawn: Sequence[pairs.Drawn]) -> str:
             {"label": f"{i} · {d.pair.trajectory}", **d.cloud} for i, d in enumerate(drawn, start=1)
         ],
         "models": {k: tables.model_name(k) for d in drawn for k in ["ground_truth", *d.models]},
-        "right": "student_after" if "student_after" in names else (names[-1] if names else ""),
+        "right": right if right in names else (names[-1] if names else ""),
         "reference": "ground_truth",
         "unit": KILOMETRES,
     }

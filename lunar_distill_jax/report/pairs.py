@@ -177,14 +177,15 @@ def _row_label(drawn: Drawn, row: str) -> str:
 
 
 def _colour_bar(scale: figures.Scale, css_class: str) -> str:
-    ends = "".join(f"<span>{_tick(t)}</span>" for t in scale.ticks)
+    ends = "".join(f"<span>{tick_text(t)}</span>" for t in scale.ticks)
     words = ", ".join(filter(None, [scale.unit, "log scale" if scale.log else ""]))
     unit = f'<span class="unit">{html.escape(words)}</span>'
     bar = figures.data_uri(figures.colour_bar(scale.cmap))
     return f'<div class="bar {css_class}"><img src="{bar}" alt=""><div>{ends}</div>{unit}</div>'
 
 
-def _tick(value: float) -> str:
+def tick_text(value: float) -> str:
+    """A number beside a colour bar, with a real minus."""
     text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return text.replace("-", "−")
 

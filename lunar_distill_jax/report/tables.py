@@ -87,11 +87,12 @@ def results_table(
 ) -> str:
     """Models by the main metrics or by the details, over all pairs; "" if there are none of them.
 
-    Arguments as in `page.write_report`. only: these metrics, whatever they are, and no others
+    Arguments as in `page.write_report`. only: these metrics, in this order, and no others
     """
     keys = [k for k in columns(metrics.values()) if metric_of(k).detail == detail]
     if only is not None:
-        keys = [k for k in columns(metrics.values()) if k in only]
+        seen = columns(metrics.values())
+        keys = [k for k in only if k in seen]
     if not keys:
         return ""
     head = "".join(_heading(metric_of(key)) for key in keys)
@@ -99,7 +100,7 @@ def results_table(
     rows = []
     for name, row in metrics.items():
         cells = (
-            _cell(row.get(key), key, name in best[key], intervals.get(name, {}).get(key))
+            cell(row.get(key), key, name in best[key], intervals.get(name, {}).get(key))
             for key in keys
         )
         rows.append(_row(name, cells))
@@ -123,7 +124,7 @@ def trajectory_table(by_trajectory: Mapping[str, Mapping[str, Mapping[str, float
     rows = []
     for name in dict.fromkeys(name for group in by_trajectory.values() for name in group):
         cells = (
-            _cell(group.get(name, {}).get(k), k, name in best[k, t], None, _first(i))
+            cell(group.get(name, {}).get(k), k, name in best[k, t], None, _first(i))
             for k in keys
             for i, (t, group) in enumerate(by_trajectory.items())
         )
@@ -163,13 +164,14 @@ def _row(name: str, cells: Iterable[str]) -> str:
     )
 
 
-def _cell(
+def cell(
     value: float | None,
     key: str,
     best: bool,
     interval: tuple[float, float] | None,
     attributes: str = "",
 ) -> str:
+    """<td> of a value of metric `key`; its interval, if any, below it."""
     metric = metric_of(key)
     text = number(value, metric)
     if best:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lunar_distill_jax.evaluation import ours, terrain
 from lunar_distill_jax.evaluation.metrics import aligned
-from lunar_distill_jax.report import figures, tables
+from lunar_distill_jax.report import figures, pairs, tables
 from lunar_distill_jax.types import PointMaps
 
 HAZARD_DEG = 10.0  # the threshold that is drawn
@@ -106,7 +106,7 @@ def _cell(png: bytes, alt: str) -> str:
 
 
 def _bar(scale: figures.Scale) -> str:
-    ends = "".join(f"<span>{t:.3g}</span>".replace("-", "−") for t in scale.ticks)
+    ends = "".join(f"<span>{pairs.tick_text(t)}</span>" for t in scale.ticks)
     bar = figures.data_uri(figures.colour_bar(scale.cmap))
     unit = html.escape(scale.unit)
     picture = f'<img src="{bar}" alt="">'

@@ -1,0 +1,100 @@
+"""Who is compared: networks by the names a user gives them, and the baselines beside them."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+
+from lunar_distill_jax import api
+from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.evaluation import baselines, classical, colmap, rectified
+from lunar_distill_jax.evaluation.network import predictor
+from lunar_distill_jax.evaluation.run import Predictor
+from lunar_distill_jax.models.zoo import ARCHITECTURES
+from lunar_distill_jax.twoview import essential
+
+BASELINES = ("plane", "sift", "sgm", "colmap")
+UNTRAINED = "(untrained)"  # in the name of an architecture that was given no weights
+PIXELS = 8 * 96 * 96  # of a batch on a CPU: beyond, larger batches save no time and cost memory
+SIDE = 96  # of frames, where no model says what it was trained at
+
+
+def networks(sources: Sequence[str]) -> dict[str, api.Stereo]:
+    """The models by short, different names.
+
+    sources: what `api.load` takes, or the name of an architecture, which gets fresh parameters and
+             "(untrained)" in its name
+
+    Raises:
+      InputError: a source is no model, or is given twice.
+    """
+    if len(set(sources)) < len(sources):
+        twice = next(s for s in sources if list(sources).count(s) > 1)
+        raise InputError(f"The model {twice} is given twice: give each model once.")
+    out: dict[str, api.Stereo] = {}
+    for source in sources:
+        fresh = source in ARCHITECTURES and source not in api.EMBEDDED
+        if fresh and not pathlib.Path(source).exists():
+            out[f"{source} {UNTRAINED}"] = api.build(source)
+            continue
+        path = pathlib.Path(source)
+        name = path.stem if path.is_file() else path.name or source
+        if name in out:  # two files of one name: their folders tell them apart
+            name = f"{path.absolute().parent.name}/{name}"
+        if name in out or name in RESERVED:
+            name = str(source)
+        out[name] = api.load(source)
+    return out
+
+
+RESERVED = {"noise_floor", "ground_truth", *(f"baseline_{name}" for name in BASELINES)}
+
+
+def common_side(models: Mapping[str, api.Stereo]) -> int:
+    """Side of the frames that all models see: the first one's training size, if any says."""
+    return next((m.training_side for m in models.values() if m.training_side), SIDE)
+
+
+def predictors(
+    models: Mapping[str, api.Stereo],
+    beside: Sequence[str],
+    stored: classical.Native,
+    side: int,
+    *,
+    floor: bool = True,
+) -> dict[str, Predictor]:
+    """Name -> predictor: the networks, then "baseline_NAME" of each in `beside`, "noise_floor".
+
+    stored: an evaluated pair -> the same pair as it is stored
+    side:   of the evaluated frames, for the size of batches
+
+    Raises:
+      InputError: a baseline that there is not, or whose library is absent.
+    """
+    batch = 8 if jax.default_backend() != "cpu" else max(1, min(8, PIXELS // side**2))
+    out = {name: predictor(model, batch, matches=True) for name, model in models.items()}
+    for name in beside:
+        out[f"baseline_{name}"] = _baseline(name, stored)
+    if floor:
+        out["noise_floor"] = baselines.noise_floor
+    return out
+
+
+def available() -> tuple[str, ...]:
+    """The baselines whose libraries are installed."""
+    there = {"plane": True, "sift": essential.has_opencv(), "sgm": essential.has_opencv()}
+    there["colmap"] = colmap.has_colmap()
+    return tuple(name for name in BASELINES if there[name])
+
+
+def _baseline(name: str, stored: Callable) -> Predictor:
+    if name == "plane":
+        return baselines.plane_baseline
+    if name == "colmap":
+        return colmap.colmap_baseline(stored)
+    if name not in BASELINES:
+        raise InputError(f"There is no baseline {name!r}: choose from {', '.join(BASELINES)}.")
+    essential.opencv()  # says now, and not after minutes, that it is absent
+    return classical.sift_baseline(stored) if name == "sift" else rectified.sgm_baseline(stored)
