@@ -74,7 +74,9 @@ def predictors(
       InputError: a baseline that there is not, or whose library is absent.
     """
     batch = 8 if jax.default_backend() != "cpu" else max(1, min(8, PIXELS // side**2))
-    out = {name: predictor(model, batch, matches=True) for name, model in models.items()}
+    out: dict[str, Predictor] = {
+        name: predictor(model, batch, matches=True) for name, model in models.items()
+    }
     for name in beside:
         out[f"baseline_{name}"] = _baseline(name, stored)
     if floor:

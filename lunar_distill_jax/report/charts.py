@@ -68,7 +68,7 @@ def lines(
     x_label: str,
     y_label: str,
     *,
-    dashed: tuple[str, Sequence[float], Sequence[float]] | None = None,
+    dashed: tuple[str, np.ndarray, np.ndarray] | None = None,
 ) -> str:
     """Curves (x, y) by name, both axes linear and y from zero; "" without any.
 
