@@ -288,28 +288,75 @@ def plane_dem(path, n=500, cell=60.0):
     np.savez(path, heights=hills(directions).reshape(n, n).astype(np.float32), cell=cell)
 
 
-def polar_dem(path, n=500, cell=60.0):
-    """The same hills in polar stereographic projection, half metres with an offset, as LOLA has."""
-    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed (extra dem)")
+def polar_hills(n, cell):
+    """The same hills in polar stereographic projection: half metres as LOLA has them, int16."""
     radius = 1e3 * terrain.MOON_RADIUS_KM
-    crs = rasterio.crs.CRS.from_proj4(f"+proj=stere +lat_0=-90 +k=1 +R={radius} +units=m +no_defs")
     column, row = np.meshgrid(np.arange(n), np.arange(n))
     x, y = (column + 0.5 - n / 2) * cell, (n / 2 - row - 0.5) * cell
     angle, lon = 2 * np.arctan(np.hypot(x, y) / 2 / radius), np.arctan2(x, y)
     directions = np.stack(
         [np.sin(angle) * np.cos(lon), np.sin(angle) * np.sin(lon), -np.cos(angle)], -1
     )
-    heights = hills(directions.reshape(-1, 3)).reshape(n, n)
+    return np.round(2 * hills(directions.reshape(-1, 3)).reshape(n, n)).astype("int16")
+
+
+def geotiff_dem(path, n=500, cell=60.0):
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed (extra dem)")
+    radius = 1e3 * terrain.MOON_RADIUS_KM
+    crs = rasterio.crs.CRS.from_proj4(f"+proj=stere +lat_0=-90 +k=1 +R={radius} +units=m +no_defs")
     profile = dict(
         driver="GTiff", width=n, height=n, count=1, dtype="int16", crs=crs, nodata=-32768
     )
     transform = rasterio.transform.from_origin(-n * cell / 2, n * cell / 2, cell, cell)
     with rasterio.open(path, "w", transform=transform, **profile) as file:
-        file.write(np.round(2 * heights).astype("int16"), 1)
+        file.write(polar_hills(n, cell), 1)
         file.scales, file.offsets = (0.5,), (radius,)
 
 
-@pytest.mark.parametrize("make, name", [(plane_dem, "hills.npz"), (polar_dem, "hills.tif")])
+LOLA_LABEL = """\
+PDS_VERSION_ID = PDS3
+RECORD_TYPE = FIXED_LENGTH
+RECORD_BYTES = {bytes}
+FILE_RECORDS = {n}
+^IMAGE = "{image}"
+OBJECT = IMAGE
+  LINES = {n}
+  LINE_SAMPLES = {n}
+  SAMPLE_TYPE = LSB_INTEGER
+  SAMPLE_BITS = 16
+  UNIT = METER
+  SCALING_FACTOR = 0.5
+  OFFSET = 1737400.
+  MISSING_CONSTANT = -32768
+END_OBJECT = IMAGE
+OBJECT = IMAGE_MAP_PROJECTION
+  MAP_PROJECTION_TYPE = "POLAR STEREOGRAPHIC"
+  A_AXIS_RADIUS = 1737.4 <KM>
+  B_AXIS_RADIUS = 1737.4 <KM>
+  C_AXIS_RADIUS = 1737.4 <KM>
+  CENTER_LATITUDE = -90.0 <DEG>
+  CENTER_LONGITUDE = 0.0 <DEG>
+  MAP_SCALE = {cell} <M/PIXEL>
+  LINE_PROJECTION_OFFSET = {middle}
+  SAMPLE_PROJECTION_OFFSET = {middle}
+END_OBJECT = IMAGE_MAP_PROJECTION
+END
+"""
+
+
+def pds_dem(path, n=500, cell=60.0):
+    """A detached PDS3 label over raw samples, as LOLA's gridded products come."""
+    pytest.importorskip("rasterio", reason="rasterio is not installed (extra dem)")
+    image = path.with_suffix(".img")
+    polar_hills(n, cell).astype("<i2").tofile(image)
+    fields = dict(bytes=2 * n, n=n, image=image.name, cell=cell, middle=n / 2 - 0.5)
+    path.write_text(LOLA_LABEL.format(**fields).replace("\n", "\r\n"))
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [(plane_dem, "hills.npz"), (geotiff_dem, "hills.tif"), (pds_dem, "hills.lbl")],
+)
 def test_dem_is_sampled_where_it_lies_on_the_moon(tmp_path, make, name):
     """Every sample of a grid anywhere on the DEM lies on the hills, to a part of the DEM's cell."""
     make(tmp_path / name)

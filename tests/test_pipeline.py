@@ -55,6 +55,17 @@ def test_processes_share_the_batches_of_one(pairs, processes):
             np.testing.assert_array_equal(joined, value)
 
 
+def test_a_restart_with_fewer_processes_goes_on_where_it_stopped(pairs):
+    """Two processes stop within an epoch (after 3 x 4 of 2 x 7 samples); one goes on alone."""
+    whole = take(5, pairs)
+    parts = [take(3, pairs, process=p, processes=2) for p in range(2)]
+    both = [
+        {key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)
+    ]
+    resumed = both + take(2, pairs, start=3)
+    assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
 @pytest.mark.slow
 def test_worker_processes_change_nothing(tmp_path):
     from lunar_distill_jax.data.source import open_folder

@@ -120,11 +120,13 @@ def _read_raster(path: pathlib.Path) -> Dem:
         lon = np.rad2deg(np.arctan2(directions[:, 1], directions[:, 0]))
         lat = np.rad2deg(np.arcsin(np.clip(directions[:, 2], -1, 1)))
         x, y = (np.array(a) for a in rasterio.warp.transform(geographic, crs, lon, lat))
-        column, row = inverse * (x, y)
+        column = inverse.a * x + inverse.b * y + inverse.c
+        row = inverse.d * x + inverse.e * y + inverse.f
         return np.stack([row, column], 1) - 0.5  # GDAL counts from the corner of a sample
 
     def to_moon(row, column):
-        x, y = transform * (column + 0.5, row + 0.5)
+        x = transform.a * (column + 0.5) + transform.b * (row + 0.5) + transform.c
+        y = transform.d * (column + 0.5) + transform.e * (row + 0.5) + transform.f
         (lon,), (lat,) = rasterio.warp.transform(crs, geographic, [x], [y])
         return placement.direction(lat, lon)
 

@@ -71,7 +71,7 @@ def image_statistics(grey: np.ndarray) -> dict[str, float]:
         "gradient p50": gradient[0],
         "gradient p90": gradient[1],
         "gradient p99": gradient[2],
-        "kurtosis": (step**4).mean() / (step**2).mean() ** 2,
+        "kurtosis": (step**4).mean() / max((step**2).mean() ** 2, 1e-12),
         "local contrast": float(np.median(spread[lit] / local[lit])) if lit.any() else 0.0,
         "spectrum low": spectrum_slope(image, 0.01, 0.1),
         "spectrum high": spectrum_slope(image, 0.15, 0.45),
@@ -147,4 +147,34 @@ def terrain_statistics(heights: np.ndarray, cell_m: float) -> dict[str, float]:
         "slope p90": slopes[1],
         "slope p99": slopes[2],
         "relief m": float(np.ptp(np.percentile(heights, [1, 99]))),
+    }
+
+
+def flight_statistics(pair: StereoPair) -> dict[str, float]:
+    """Measures of one camera pair over its ground.
+
+    altitude km: of camera 1 over the median ground that it sees
+    B/H: distance of the cameras over the mean of their altitudes
+    off-nadir, off-nadir 2: between the optical axis and the vertical at the camera, degrees
+    rotation: of camera 2 against camera 1, degrees
+    roll: its part about the optical axis, degrees
+    """
+    altitude, tilt = [], []
+    for view in (0, 1):
+        T, valid = pair.T_world_cam[view], pair.valid[view]
+        points = geometry.backproject(pair.depth_m[view], pair.K[view])[valid]
+        ground = np.linalg.norm(geometry.transform(T, points), axis=1)
+        centre = np.linalg.norm(T[:3, 3])
+        altitude.append((centre - np.median(ground)) / 1e3)
+        tilt.append(np.rad2deg(np.arccos(np.clip(-T[:3, 2] @ T[:3, 3] / centre, -1, 1))))
+    T = geometry.relative_pose(pair.T_world_cam)
+    angle = np.arccos(np.clip((np.trace(T[:3, :3]) - 1) / 2, -1, 1))
+    roll = np.arctan2(T[1, 0] - T[0, 1], T[0, 0] + T[1, 1])
+    return {
+        "altitude km": altitude[0],
+        "B/H": float(np.linalg.norm(T[:3, 3])) / 1e3 / np.mean(altitude),
+        "off-nadir": tilt[0],
+        "off-nadir 2": tilt[1],
+        "rotation": float(np.rad2deg(angle)),
+        "roll": float(abs(np.rad2deg(roll))),
     }
