@@ -14,7 +14,7 @@ from lunar_distill_jax.models.accounting import mac_counts
 def costs():
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is not what we test
     try:
-        return efficiency.cost(ld.build(tiny.CONFIG), tiny.SIZE, tiny.SIZE)
+        return efficiency.cost(efficiency.program(ld.build(tiny.CONFIG), tiny.SIZE, tiny.SIZE))
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
 
@@ -38,8 +38,12 @@ def test_latencies_stop_in_time_but_not_too_early(monkeypatch):
     monkeypatch.setattr(efficiency.time, "perf_counter", lambda: next(clock))
     calls = []
     times = efficiency.latencies(lambda: calls.append(1), rounds=20, seconds=20)
-    assert times == [3.0] * 7 and len(calls) == efficiency.WARM_UP + 7
+    assert times == [3.0] * 7 and len(calls) == 1 + 7  # a call of seconds is warm after one
     assert len(efficiency.latencies(lambda: None, rounds=20, seconds=1)) == 5
+    clock = iter(np.arange(0, 1e3, 0.01))
+    calls.clear()
+    efficiency.latencies(lambda: calls.append(1), rounds=20, seconds=20)
+    assert len(calls) == efficiency.WARM_UP + 20
 
 
 def test_tiers_do_not_guess_what_was_not_measured(costs):

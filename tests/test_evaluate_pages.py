@@ -180,7 +180,7 @@ def test_names_of_models(moon, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="test is given twice"):
         contenders.networks(["test", "test"])
     with pytest.raises(InputError, match="no baseline 'sgbm': choose from plane, sift, sgm"):
-        contenders.predictors({}, ["sgbm"], lambda pair: pair, 32)
+        contenders.check(["plane", "sgbm"])
 
 
 def test_stored_frames_keep_their_size(moon):

@@ -87,11 +87,17 @@ def run(args: argparse.Namespace) -> None:
         args.data, size=side, geometries=args.geometries, seed=args.seed, lighting=args.lighting
     )
     beside = contenders.available() if args.baselines is None else tuple(args.baselines)
-    predictors = contenders.predictors(models, beside, data.stored, side)
     out = atomic.check_writable(args.out)
+    contenders.check(beside)
     for name in models:
         if name.endswith(contenders.UNTRAINED):
             print(f"lunar-distill evaluate: {name}: fresh parameters.", file=sys.stderr)
+    programs = {}
+    with Progress(len(models), "compile") as progress:
+        for name, model in models.items():
+            programs[name] = efficiency.program(model, side, side)
+            progress.update(1)
+    predictors = contenders.predictors(programs, beside, data.stored)
     with Progress(len(data), "evaluate") as progress:
         result = evaluation.evaluate(
             predictors,
@@ -103,8 +109,8 @@ def run(args: argparse.Namespace) -> None:
         )
     costs = {}
     with Progress(len(models), "measure cost") as progress:
-        for name, model in models.items():
-            costs[name] = efficiency.cost(model, side, side)
+        for name, program in programs.items():
+            costs[name] = efficiency.cost(program)
             progress.update(1)
     if jax.process_index():
         return  # another host writes what all have found
@@ -127,9 +133,9 @@ def _text(args: argparse.Namespace, models: Mapping, side: int, result):
     where = "synthetic terrain" if args.data == "synthetic" else pathlib.Path(args.data).name
     seen = "the same" if args.data == "synthetic" else "the frames as they are stored"
     lead = (
-        f"{first['pairs']} stereo pairs of {first['geometries']} geometries. Networks see frames "
-        f"of {side} pixels; classical baselines see {seen}. All answers are scored on the same "
-        f"pixels of the {side}-pixel frame. "
+        f"Stereo pairs: {first['pairs']}, of {first['geometries']} different geometries. "
+        f"Networks see frames of {side} pixels; classical baselines see {seen}. All answers are "
+        f"scored on the same pixels of the {side}-pixel frame. "
     )
     if args.protocol == "ours":
         lead += (

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
-
 from lunar_distill_jax import api
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.evaluation import baselines, classical, colmap, rectified
+from lunar_distill_jax.evaluation import baselines, classical, colmap, efficiency, rectified
 from lunar_distill_jax.evaluation.network import predictor
 from lunar_distill_jax.evaluation.run import Predictor
 from lunar_distill_jax.models.zoo import ARCHITECTURES
@@ -17,7 +15,6 @@ from lunar_distill_jax.twoview import essential
 
 BASELINES = ("plane", "sift", "sgm", "colmap")
 UNTRAINED = "(untrained)"  # in the name of an architecture that was given no weights
-PIXELS = 8 * 96 * 96  # of a batch on a CPU: beyond, larger batches save no time and cost memory
 SIDE = 96  # of frames, where no model says what it was trained at
 
 
@@ -58,24 +55,23 @@ def common_side(models: Mapping[str, api.Stereo]) -> int:
 
 
 def predictors(
-    models: Mapping[str, api.Stereo],
+    programs: Mapping[str, efficiency.Program],
     beside: Sequence[str],
     stored: classical.Native,
-    side: int,
     *,
     floor: bool = True,
 ) -> dict[str, Predictor]:
     """Name -> predictor: the networks, then "baseline_NAME" of each in `beside`, "noise_floor".
 
+    programs: the networks, compiled for the evaluated frames
     stored: an evaluated pair -> the same pair as it is stored
-    side:   of the evaluated frames, for the size of batches
 
     Raises:
       InputError: a baseline that there is not, or whose library is absent.
     """
-    batch = 8 if jax.default_backend() != "cpu" else max(1, min(8, PIXELS // side**2))
     out: dict[str, Predictor] = {
-        name: predictor(model, batch, matches=True) for name, model in models.items()
+        name: predictor(program.stereo, matches=True, program=program)
+        for name, program in programs.items()
     }
     for name in beside:
         out[f"baseline_{name}"] = _baseline(name, stored)
@@ -89,6 +85,12 @@ def available() -> tuple[str, ...]:
     there = {"plane": True, "sift": essential.has_opencv(), "sgm": essential.has_opencv()}
     there["colmap"] = colmap.has_colmap()
     return tuple(name for name in BASELINES if there[name])
+
+
+def check(beside: Sequence[str]) -> None:
+    """Raises InputError for a baseline that there is not, or whose library is absent."""
+    for name in beside:
+        _baseline(name, lambda pair: pair)
 
 
 def _baseline(name: str, stored: Callable) -> Predictor:

@@ -12,7 +12,7 @@ from lunar_distill_jax import api
 from lunar_distill_jax.data.batches import stack_images
 from lunar_distill_jax.data.source import open_pairs
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.evaluation import run
+from lunar_distill_jax.evaluation import efficiency, run
 from lunar_distill_jax.evaluation.protocol import PROTOCOLS
 from lunar_distill_jax.twoview import essential, matching
 from lunar_distill_jax.types import PointMaps, StereoPair
@@ -22,18 +22,28 @@ MOST_MATCHES = 2000  # the surest
 BORDER_PX = 3  # descriptors at the rim of a frame see half of their surroundings
 
 
-def predictor(stereo: api.Stereo, batch: int = 8, *, matches: bool = False):
+def predictor(
+    stereo: api.Stereo,
+    batch: int = 8,
+    *,
+    matches: bool = False,
+    program: efficiency.Program | None = None,
+):
     """(pairs) -> point maps; short lists are padded to `batch`, so that one program serves all.
 
+    program: what predicts pairs of its size, one by one; `batch` is then without meaning
     matches: also match the descriptors, and find the relative pose by them if OpenCV is installed
     """
 
     def predict(pairs: Sequence[StereoPair]) -> list[PointMaps]:
         maps = []
-        for start in range(0, len(pairs), batch):
-            chunk = pairs[start : start + batch]
-            padded = [*chunk, *[chunk[-1]] * (batch - len(chunk))]
-            views = api.predict(stereo, *stack_images(padded))
+        fits = program is not None and {p.valid.shape[1:] for p in pairs} == {program.size}
+        count = 1 if fits else batch
+        for start in range(0, len(pairs), count):
+            chunk = pairs[start : start + count]
+            padded = [*chunk, *[chunk[-1]] * (count - len(chunk))]
+            images = stack_images(padded)
+            views = program(*images) if program and fits else api.predict(stereo, *images)
             points = np.stack([np.asarray(v.pts3d) for v in views], 1)
             conf = np.stack([np.asarray(v.conf) for v in views], 1)
             found = [None] * len(chunk)

@@ -74,8 +74,8 @@ def evaluate(
       progress: called with the number of pairs done since the last call, such as `tqdm.update`
 
     Raises:
-      InputError: there is no pair.
-      ValueError: a predictor returned too few point maps, or unusable ones.
+      InputError: there is no pair, or a predictor returned points that cannot be scored.
+      ValueError: a predictor returned too few point maps.
     """
     rows: list[Row] = []
     for batch in _chunks(pairs, chunk):
@@ -182,7 +182,10 @@ def _score(
         try:
             values, curves = protocol.score(prediction, truth)
         except ValueError as e:
-            raise ValueError(f"{model} on {pair.name}: {e}") from e
+            reason = str(e).rstrip(".")
+            raise InputError(
+                f"{model} on {pair.name}: {reason}; give another model, or leave the pair out."
+            ) from e
         curves = {name: np.asarray(curve).tolist() for name, curve in curves.items()}
         names = model, pair.name, pair.geometry, pair.trajectory
         yield Row(*names, values, protocol.conditions(truth), curves, protocol.numbers(truth))
