@@ -21,6 +21,7 @@ from lunar_distill_jax.init.activations import Grid, decoder_block
 from lunar_distill_jax.init.attention_maps import MapDistances
 from lunar_distill_jax.init.calibration import Backend
 from lunar_distill_jax.init.regression import Pairs
+from lunar_distill_jax.init.store import Store
 from lunar_distill_jax.init.student import init_student
 from lunar_distill_jax.init.tree import Affine, below
 from lunar_distill_jax.models.rope import grid_positions
@@ -134,7 +135,8 @@ def test_an_accelerators_arrays_give_the_same_numbers():
     rng = np.random.default_rng(0)
     tokens = {v: rng.normal(size=(4, 6, 16)).astype(np.float32) for v in (1, 2)}
     net = network(TEACHER, teacher, tokens, grid_positions(2, 3), 1)
-    net.start(teacher["decoder/embed/kernel"], teacher["decoder/embed/bias"])
+    embed = (teacher[f"decoder/embed/{k}"] for k in ("kernel", "bias"))
+    net.start(*embed, Store(), "start")
     one, other = (
         Backend(*args).run(net, range(1), np.arange(4)) for args in ((np,), (jnp, ("cpu",)))
     )

@@ -56,6 +56,12 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "--pairs", type=int, default=256, help="calibration pairs, at most (default: 256)"
     )
     parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="of calibrated: keeps activations on the disk, so that memory does not grow with the "
+        "pairs and a run that was killed goes on",
+    )
+    parser.add_argument(
         "--layers",
         choices=("uniform", "last_k", "first_k"),
         default="uniform",
@@ -75,8 +81,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     from lunar_distill_jax import api, atomic
-    from lunar_distill_jax.init.student import calibration_images, init_student
-    from lunar_distill_jax.progress import Progress
+    from lunar_distill_jax.init.student import init_student
     from lunar_distill_jax.report.initialisation import write_initialisation
 
     out = pathlib.Path(args.out)
@@ -87,23 +92,26 @@ def run(args: argparse.Namespace) -> None:
             f"--calibration is {args.calibration} but the method {args.method} reads no images: "
             "leave it out, or take the method calibrated."
         )
+    if args.workdir and args.method != "calibrated":
+        raise InputError(
+            f"--workdir is {args.workdir} but the method {args.method} keeps no activations: leave "
+            "it out, or take the method calibrated."
+        )
     atomic.check_writable(out.parent)
     teacher = load_model(args.teacher, args.seed)
     student = load_student(args.student)
-    images = None
-    if args.method == "calibrated":
-        with Progress(1, "read pairs") as progress:
-            images = calibration_images(args.calibration, args.size, args.pairs, args.seed)
-            progress.update(1)
     with contextlib.ExitStack() as stack:
         made, report = init_student(
             teacher,
             student,
             args.method,
-            images,
+            args.calibration,
             args.seed,
             layers=args.layers,
             compression=args.compression,
+            size=args.size,
+            pairs=args.pairs,
+            workdir=args.workdir,
             on_step=_bar(stack, args.method),
         )
     api.save(made, out)
@@ -172,7 +180,7 @@ def command(args: argparse.Namespace) -> str:
     parts = ["lunar-distill", "init", "--teacher", args.teacher, "--student", args.student]
     parts += ["--method", args.method]
     defaults = {"size": 96, "pairs": 256, "layers": "uniform", "compression": "svd", "seed": 0}
-    for key in ("calibration", *defaults):
+    for key in ("calibration", "workdir", *defaults):
         if getattr(args, key) != defaults.get(key):
             parts += [f"--{key}", str(getattr(args, key))]
     return shlex.join([*parts, "--out", args.out])

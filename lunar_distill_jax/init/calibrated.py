@@ -3,7 +3,8 @@ on pairs of images; no label and no gradient is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,46 +16,64 @@ from lunar_distill_jax.init.assemble import silent_block
 from lunar_distill_jax.init.calibrated_block import Fitting, fit_block
 from lunar_distill_jax.init.calibrated_heads import fit_heads
 from lunar_distill_jax.init.calibration import (
+    VIEWS,
     Backend,
     Network,
-    batches,
-    check_images,
-    encoder_tokens,
     float32,
     network,
+    read_tokens,
 )
 from lunar_distill_jax.init.decoder import Decoder
 from lunar_distill_jax.init.depth import segments
 from lunar_distill_jax.init.moments import DecoderMoments, Moments
+from lunar_distill_jax.init.pictures import Pictures
 from lunar_distill_jax.init.regression import Pairs
+from lunar_distill_jax.init.store import Store
 from lunar_distill_jax.init.structured import Configs, embed, last_norm, same_tokens
 from lunar_distill_jax.init.tree import Affine, Flat, below, dense, flatten
 from lunar_distill_jax.models.rope import grid_positions
-
-VIEWS = (1, 2)
 
 
 def calibrated(
     teacher_network: api.Stereo,
     student_network: api.Stereo,
-    images: Sequence[np.ndarray],
+    pictures: Pictures,
     on_step: Callable[[int], object] = lambda count: None,
     backend: Backend | None = None,
+    store: Store | None = None,
 ) -> tuple[Flat, dict[str, str], dict[str, Any], Decoder]:
     """-> as `structured`, of a student whose encoder is the one that it will have
 
-    images: both views of the calibration pairs, two of [P, H, W, 3] in [-1, 1]
     on_step: called with the number of steps done, of `steps` in all
+    store:   keeps activations between passes; by default in memory. One in a folder goes on after
+             the last batch of encoder tokens, or the last block, that an earlier run has done.
     """
-    check_images(images)
-    backend = backend or Backend.default()
+    clock = time.monotonic()
+    seconds: dict[str, float] = {}
+
+    def lap(stage: str) -> None:
+        nonlocal clock
+        now = time.monotonic()
+        seconds[stage], clock = round(now - clock, 3), now
+
+    backend, store = backend or Backend.default(), store or Store()
+    both = teacher_network, student_network
     configs = (teacher_network.config, student_network.config)
     teacher, student = flatten(teacher_network.params), flatten(student_network.params)
-    theirs, ours = networks((teacher_network, student_network), images, on_step)
+    tokens, grid = read_tokens(both, pictures, store, on_step)
+    depths = (configs[0].decoder.depth, 0)  # the student has no blocks yet
+    theirs, ours = (
+        network(config, flat, found, grid_positions(*grid), depth)
+        for config, flat, found, depth in zip(
+            configs, (teacher, student), tokens, depths, strict=True
+        )
+    )
+    lap("encoders")
     stitch = dense(below(teacher, "decoder/"), "embed")
-    theirs.start(stitch.kernel, stitch.bias)
-    moments = measure(backend, theirs)
+    theirs.start(stitch.kernel, stitch.bias, store, "start/theirs")
+    moments = _kept_moments(backend, theirs, store)
     on_step(1)
+    lap("moments")
     total = np.add.reduce([basis.unit(z.second) for z in moments.norms.values()])
     directions = basis.principal_directions(total)
     E = basis.encoding(directions, configs[1].decoder.width)
@@ -65,7 +84,7 @@ def calibrated(
     start = embed(teacher, student, made, same)
     first = Affine(start["decoder/embed/kernel"], start["decoder/embed/bias"])
     pairs = Pairs(first.kernel.shape[0], len(E))
-    for rows, held in batches(len(images[0])):
+    for rows, held in theirs.batches():
         for view in VIEWS:
             target = theirs.stream[view][rows] @ E.T.astype(np.float32)
             pairs.add(ours.tokens[view][rows], target, held)
@@ -73,23 +92,34 @@ def calibrated(
     tensors = {"decoder/embed/kernel": fit.layer.kernel, "decoder/embed/bias": fit.layer.bias}
     how = dict.fromkeys(tensors, "stitched")
     notes: dict[str, Any] = {"stitching": fit.notes(), "blocks": made.notes}
-    ours.start(fit.layer.kernel, fit.layer.bias)
+    ours.start(fit.layer.kernel, fit.layer.bias, store, "start/ours")
     on_step(1)
+    lap("stitching")
 
     for i, run in enumerate(runs):
         fresh = {v: below(student, f"decoder/view{v}_block{i}/") for v in VIEWS}
-        own: dict[int, dict[str, Any]] = {v: {"teacher_blocks": list(run)} for v in VIEWS}
-        if len(run):
-            priors = {
-                (v, b, norm): made.reading((v, b, norm))
-                for v in VIEWS
-                for b in run
-                for norm in ("norm1", "norm2", "norm3")
-            }
-            f = Fitting(backend, theirs, ours, E, run, i, fresh, priors, own)
-            blocks = fit_block(f)
+        if found := store.load(f"block{i}"):
+            blocks, own = _split(found[0]), {v: found[1][str(v)] for v in VIEWS}
+            if len(run) and store.load(f"block{i + 1}") is None:
+                for net, name in ((theirs, "theirs"), (ours, "ours")):
+                    net.stream = {v: store.open(f"block{i}/{name}/{v}") for v in VIEWS}
         else:
-            blocks = {v: float32(silent_block(fresh[v])) for v in VIEWS}
+            own = {v: {"teacher_blocks": list(run)} for v in VIEWS}
+            if len(run):
+                priors = {
+                    (v, b, norm): made.reading((v, b, norm))
+                    for v in VIEWS
+                    for b in run
+                    for norm in ("norm1", "norm2", "norm3")
+                }
+                f = Fitting(backend, theirs, ours, E, run, i, fresh, priors, own, store)
+                blocks = fit_block(f)
+            else:
+                blocks = {v: float32(silent_block(fresh[v])) for v in VIEWS}
+            joint = {f"{v}:{name}": a for v in VIEWS for name, a in blocks[v].items()}
+            store.save(f"block{i}", joint, own)
+            if len(run):  # the streams are those of this block from here on
+                store.drop(("tokens/", f"block{i}/theirs/", f"block{i}/ours/"))
         for view in VIEWS:
             ours.blocks[view, i] = blocks[view]
             at = f"decoder/view{view}_block{i}"
@@ -97,34 +127,61 @@ def calibrated(
             how |= {f"{at}/{name}": "calibrated" for name in blocks[view]}
             made.notes[f"view{view}_block{i}"] = own[view]
         on_step(1)
+    lap("blocks")
 
     last, last_how = last_norm(teacher, made)
     tensors |= last
     how |= last_how
-    theirs.start(stitch.kernel, stitch.bias)
-    ours.start(fit.layer.kernel, fit.layer.bias)
+    theirs.start(stitch.kernel, stitch.bias, store, "heads/theirs")
+    ours.start(fit.layer.kernel, fit.layer.bias, store, "heads/ours")
     heads, head_how, notes["heads"] = fit_heads(
         backend, theirs, ours, made, same, (teacher, {**student, **tensors}), configs, on_step
     )
+    lap("heads")
+    notes["calibration"] = {
+        "pairs": pictures.count,
+        "size": [16 * side for side in grid],
+        "seconds": seconds,
+        "activations_mb": round(store.peak_bytes / 1e6, 1),
+        "activations_on": "disk" if store.on_disk else "memory",
+    }
     return {**student, **tensors, **heads}, how | head_how, notes, made
 
 
 def steps(configs: Configs, pairs: int) -> int:
-    """How many steps `calibrated` counts: pairs read by two encoders, and stages."""
-    return 2 * pairs + configs[1].decoder.depth + 4
+    """How many steps `calibrated` counts: pairs read by the encoders, and stages."""
+    return pairs + configs[1].decoder.depth + 4
 
 
-def networks(
-    both: tuple[api.Stereo, api.Stereo], images, on_step: Callable[[int], object]
-) -> tuple[Network, Network]:
-    """Both networks with their encoders' tokens of the pairs; the student has no blocks yet."""
-    positions = grid_positions(*(side // 16 for side in images[0].shape[1:3]))
-    depths = (both[0].config.decoder.depth, 0)
-    theirs, ours = (
-        network(one.config, flatten(one.params), encoder_tokens(one, images, on_step), positions, n)
-        for one, n in zip(both, depths, strict=True)
+def _split(joint: Mapping[str, np.ndarray]) -> dict[int, Flat]:
+    """{"view:name": array} -> {view: {name: array}}"""
+    blocks: dict[int, Flat] = {view: {} for view in VIEWS}
+    for key, array in joint.items():
+        view, _, name = key.partition(":")
+        blocks[int(view)][name] = array
+    return blocks
+
+
+def _kept_moments(backend: Backend, theirs: Network, store: Store) -> DecoderMoments:
+    """`measure`, or what an earlier run has found by it."""
+    if found := store.load("moments"):
+        tables: tuple[dict, dict] = {}, {}
+        for key, array in found[0].items():
+            where, at, what = key.split(":")
+            names = tuple(int(p) if p.isdigit() else p for p in at.split("/"))
+            tables[where == "stream"].setdefault(names, {})[what] = array
+        return DecoderMoments(*({k: Moments(**m) for k, m in table.items()} for table in tables))
+    moments = measure(backend, theirs)
+    store.save(
+        "moments",
+        {
+            f"{where}:{'/'.join(map(str, key))}:{what}": getattr(m, what)
+            for where in ("norms", "stream")
+            for key, m in getattr(moments, where).items()
+            for what in ("mean", "cov")
+        },
     )
-    return theirs, ours
+    return moments
 
 
 def measure(backend: Backend, theirs: Network) -> DecoderMoments:
@@ -143,7 +200,16 @@ def measure(backend: Backend, theirs: Network) -> DecoderMoments:
         entry[1] = entry[1] + z.sum(0, dtype=np.float64)
         entry[2] = entry[2] + (z.T @ z).astype(np.float64)
 
-    for rows, held in batches(len(theirs.tokens[1])):
+    width = theirs.stream[1].shape[-1]
+    start: list = [0, 0.0, np.zeros((width, width))]  # of both views, alike for either
+    for rows, held in theirs.batches():
+        for view in VIEWS:
+            x = theirs.stream[view][rows].reshape(-1, width).astype(np.float64)
+            start[0], start[1], start[2] = (
+                start[0] + len(x),
+                start[1] + x.sum(0),
+                start[2] + x.T @ x,
+            )
         if held:
             continue
         blocks = backend.run(theirs, range(depth), rows)
@@ -167,8 +233,7 @@ def measure(backend: Backend, theirs: Network) -> DecoderMoments:
             norms[view, i, "norm_y"] = norms[3 - view, i, "norm1"]
     nothing = np.zeros((0, 0))
     means = {key: Moments(total / count, nothing) for key, (count, total) in stream.items()}
-    width = theirs.stream[1].shape[-1]
-    both = np.concatenate([theirs.stream[v].reshape(-1, width) for v in VIEWS])
+    mean = start[1] / start[0]
     for view in VIEWS:
-        means[view, 0] = Moments(both.mean(0, dtype=np.float64), np.cov(both.T.astype(np.float64)))
+        means[view, 0] = Moments(mean, start[2] / start[0] - np.outer(mean, mean))
     return DecoderMoments(norms, means)

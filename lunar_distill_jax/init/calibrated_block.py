@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from lunar_distill_jax.init.activations import (
     Attention,
     Block,
-    Mlp,
     cross_attention,
     gelu,
     mlp,
@@ -20,15 +19,15 @@ from lunar_distill_jax.init.activations import (
 )
 from lunar_distill_jax.init.assemble import StudentHead, attention_tensors, mlp_tensors
 from lunar_distill_jax.init.attention_maps import MapDistances
-from lunar_distill_jax.init.calibration import Backend, Network, batches, float32
+from lunar_distill_jax.init.calibration import VIEWS, Backend, Network, float32
 from lunar_distill_jax.init.groups import k_medoids
 from lunar_distill_jax.init.pooling import reduced_rank
 from lunar_distill_jax.init.regression import Fit, Pairs
+from lunar_distill_jax.init.store import Store
 from lunar_distill_jax.init.tree import Affine, AttentionHead, Flat, attention_heads, dense
 from lunar_distill_jax.init.units import candidate_units, select_units
 
 MAP_PAIRS = 16  # pairs whose attention maps are compared
-VIEWS = (1, 2)
 
 
 @dataclasses.dataclass
@@ -48,6 +47,7 @@ class Fitting:
     fresh: dict[int, Flat]
     priors: dict[tuple[int, int, str], Affine]
     notes: dict[int, dict[str, Any]]
+    store: Store
 
     def __post_init__(self):
         self.made: dict[int, Flat] = {view: {} for view in VIEWS}
@@ -56,17 +56,26 @@ class Fitting:
         self.targets: dict[str, dict[int, np.ndarray]] = {}
         self.after: dict[int, np.ndarray] = {}
 
-    @property
-    def count(self) -> int:
-        return len(self.student.stream[1])
-
     def passes(self) -> Iterator[tuple[np.ndarray, bool, list[dict[int, Block]]]]:
         """(rows, held out, the teacher's blocks) over all pairs."""
-        for rows, held in batches(self.count):
+        for rows, held in self.student.batches():
             yield rows, held, self.backend.run(self.teacher, self.segment, rows)
 
     def put(self, array: np.ndarray):
         return self.backend.put(array)
+
+    def empty(self, name: str, like: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """New arrays of both views, in the shapes of others."""
+        names = {view: f"block{self.at}/{name}/{view}" for view in VIEWS}
+        return {view: self.store.empty(names[view], like[view].shape) for view in VIEWS}
+
+    def move(self, name: str, update: Callable[[int, np.ndarray], Any]) -> None:
+        """Adds `update` (view, rows) to the student's stream inside the block."""
+        moved = self.empty(name, self.inner)
+        for rows, _ in self.student.batches():
+            for view in VIEWS:
+                moved[view][rows] = self.inner[view][rows] + np.asarray(update(view, rows))
+        self.inner = moved
 
 
 def fit_block(f: Fitting) -> dict[int, Flat]:
@@ -101,7 +110,7 @@ def fit_block(f: Fitting) -> dict[int, Flat]:
     asks = {k: readings[k].fit(f.priors[k]).layer for k in readings if k[2] == "norm3"}
     _fit_mlp(f, asks, variance)
     for view in VIEWS:
-        f.notes[view]["stream_r2"] = _agreement(f.inner[view], f.targets["mlp"][view])
+        f.notes[view]["stream_r2"] = _agreement(f, view)
     f.student.stream, f.teacher.stream = f.inner, f.after
     return f.made
 
@@ -112,10 +121,9 @@ def _block64(network: Network, view: int, block: int) -> Flat:
 
 def _first_pass(f: Fitting, readings, maps) -> dict[int, np.ndarray]:
     """Targets of the parts, readings of norm1, distances of maps; -> {view: variance of units}."""
-    shape = f.student.stream[1].shape
     for part in ("attn", "cross_attn", "mlp"):
-        f.targets[part] = {view: np.empty(shape, np.float32) for view in VIEWS}
-    f.after = {view: np.empty_like(f.teacher.stream[view]) for view in VIEWS}
+        f.targets[part] = f.empty(f"target-{part}", f.student.stream)
+    f.after = f.empty("theirs", f.teacher.stream)
     sums = {view: [0, 0.0, 0.0] for view in VIEWS}
     E, compared = f.E.T.astype(np.float32), 0
     for rows, held, blocks in f.passes():
@@ -254,7 +262,7 @@ def _refit_writer(f: Fitting, kind: str) -> None:
     """The projection, on the student's own values, to all that its stream still lacks."""
     width = len(f.E)
     pairs = {view: Pairs(width, width) for view in VIEWS}
-    for rows, held in batches(f.count):
+    for rows, held in f.student.batches():
         for view in VIEWS:
             part = _attend(f, view, kind, rows)
             missing = f.targets[kind][view][rows] - f.inner[view][rows]
@@ -268,12 +276,7 @@ def _refit_writer(f: Fitting, kind: str) -> None:
         fit = pairs[view].fit(old)
         _store(tensors, f"{kind}/proj", fit)
         f.notes[view][kind] |= fit.notes()
-    moved = {view: np.empty_like(x) for view, x in f.inner.items()}
-    for rows, _ in batches(f.count):
-        for view in VIEWS:
-            part = _attend(f, view, kind, rows)
-            moved[view][rows] = f.inner[view][rows] + np.asarray(part.update)
-    f.inner = moved
+    f.move(kind, lambda view, rows: _attend(f, view, kind, rows).update)
 
 
 def _merged(context):
@@ -307,7 +310,7 @@ def _fit_mlp(f: Fitting, asks, variance: dict[int, np.ndarray]) -> None:
         )
         writes[view], candidates[view] = write[chosen], chosen
         pairs[view] = Pairs(len(chosen), width)
-    for rows, held in batches(f.count):
+    for rows, held in f.student.batches():
         for view in VIEWS:
             z = normalise(f.backend.xp, f.put(f.inner[view][rows]))
             pre = z @ reads[view].kernel.astype(np.float32) + reads[view].bias.astype(np.float32)
@@ -338,18 +341,26 @@ def _fit_mlp(f: Fitting, asks, variance: dict[int, np.ndarray]) -> None:
             ],
             **fit.notes(),
         }
-    moved = {view: np.empty_like(x) for view, x in f.inner.items()}
-    for rows, _ in batches(f.count):
-        for view in VIEWS:
-            part: Mlp = mlp(f.backend.xp, f.made[view], f.put(f.inner[view][rows]))
-            moved[view][rows] = f.inner[view][rows] + np.asarray(part.update)
-    f.inner = moved
+
+    def update(view: int, rows: np.ndarray):
+        return mlp(f.backend.xp, f.made[view], f.put(f.inner[view][rows])).update
+
+    f.move("ours", update)
 
 
-def _agreement(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """R2 of the student's stream on the pairs that were held out."""
-    held = np.concatenate(
-        [rows for rows, kind in batches(len(ours)) if kind] or [np.arange(len(ours))]
-    )
-    a, b = (x[held].astype(np.float64).reshape(-1, x.shape[-1]) for x in (ours, theirs))
-    return float(1 - np.square(a - b).sum() / max(np.square(b - b.mean(0)).sum(), 1e-300))
+def _agreement(f: Fitting, view: int) -> float:
+    """R2 of the student's stream on the pairs that were held out, if any were."""
+    count, width = 0, len(f.E)
+    error, first, second = 0.0, np.zeros(width), 0.0
+    kinds = {held for _, held in f.student.batches()}
+    for rows, held in f.student.batches():
+        if held == max(kinds):
+            ours, theirs = (
+                x[view][rows].astype(np.float64).reshape(-1, width)
+                for x in (f.inner, f.targets["mlp"])
+            )
+            count += len(theirs)
+            error += np.square(ours - theirs).sum()
+            first += theirs.sum(0)
+            second += np.square(theirs).sum()
+    return float(1 - error / max(second - first @ first / count, 1e-300))

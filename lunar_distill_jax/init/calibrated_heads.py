@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lunar_distill_jax.init.activations import gelu, normalise
-from lunar_distill_jax.init.calibration import Backend, Network, batches
+from lunar_distill_jax.init.calibration import VIEWS, Backend, Network
 from lunar_distill_jax.init.decoder import Decoder
 from lunar_distill_jax.init.heads import (
     TokenMaps,
@@ -23,8 +23,6 @@ from lunar_distill_jax.init.regression import Fit, Pairs
 from lunar_distill_jax.init.structured import Configs, head_names, token_maps
 from lunar_distill_jax.init.tree import Affine, Flat, below, dense, norm_of
 from lunar_distill_jax.init.units import candidate_units, select_units
-
-VIEWS = (1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +76,7 @@ def fit_heads(
         return layers(backend, theirs, norms[0], rows), layers(backend, ours, norms[1], rows)
 
     hooks = list(zip(configs[0].hooks, configs[1].hooks, strict=True))
-    for rows, held in batches(len(theirs.tokens[1])):
+    for rows, held in theirs.batches():
         t, s = both(rows)
         for view in views:
             pairs[view].add(t, s, view, hooks, held)
@@ -91,7 +89,7 @@ def fit_heads(
         view: _Features(below(teacher, f"{source}/"), below(student, f"{name}/"), maps[view].joint)
         for view, source, name in names
     }
-    for rows, held in batches(len(theirs.tokens[1])):
+    for rows, held in theirs.batches():
         t, s = both(rows)
         for view in views:
             features[view].add(backend, t.joint(view), s.joint(view), held)

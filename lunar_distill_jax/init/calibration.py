@@ -12,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lunar_distill_jax import api
-from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.init.activations import Block, Grid, decoder_block
+from lunar_distill_jax.init.pictures import Pictures
+from lunar_distill_jax.init.store import Store
 from lunar_distill_jax.init.tree import Flat, below
 from lunar_distill_jax.models.config import StereoConfig
 
 HELD = 5  # every fifth pair is held out: ridges are chosen and R2 is told on these
-BATCH = 8  # pairs
+BATCH = 8  # pairs, at most
+LARGEST = 1_200_000  # pairs times squared tokens: bounds the attention maps of a batch
+VIEWS = (1, 2)
 
 
 @dataclasses.dataclass
@@ -39,10 +42,19 @@ class Network:
     def heads(self) -> int:
         return self.config.decoder.heads
 
-    def start(self, kernel: np.ndarray, bias: np.ndarray) -> None:
-        """Puts the stream before the first block, by the layer that follows the encoder."""
+    def batches(self) -> Iterator[tuple[np.ndarray, bool]]:
+        """(rows, whether they are held out) of all pairs."""
+        return batches(*self.tokens[1].shape[:2])
+
+    def start(self, kernel: np.ndarray, bias: np.ndarray, store: Store, name: str) -> None:
+        """Puts the stream before the first block, by the layer that follows the encoder; `name` is
+        that of its arrays in the store."""
         kernel, bias = kernel.astype(np.float32), bias.astype(np.float32)
-        self.stream = {view: tokens @ kernel + bias for view, tokens in self.tokens.items()}
+        for view, tokens in self.tokens.items():
+            shape = (*tokens.shape[:2], len(bias))
+            self.stream[view] = store.empty(f"{name}/{view}", shape)
+            for rows, _ in self.batches():
+                self.stream[view][rows] = tokens[rows] @ kernel + bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +107,10 @@ def _jitted(heads: int):
     )
 
 
-def batches(count: int, size: int = BATCH) -> Iterator[tuple[np.ndarray, bool]]:
-    """(rows, whether they are held out) of all `count` pairs; a batch is of one kind."""
+def batches(count: int, tokens: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """(rows, whether they are held out) of all `count` pairs of `tokens` a view; a batch is of one
+    kind."""
+    size = max(1, min(BATCH, LARGEST // tokens**2))
     held = np.arange(count) % HELD == HELD - 1
     for kind in (False, True):
         rows = np.flatnonzero(held == kind)
@@ -104,18 +118,40 @@ def batches(count: int, size: int = BATCH) -> Iterator[tuple[np.ndarray, bool]]:
             yield rows[start : start + size], kind
 
 
-def encoder_tokens(
-    stereo: api.Stereo, images: Sequence[np.ndarray], on_batch: Callable[[int], object]
-) -> dict[int, np.ndarray]:
-    """Both views' encoder tokens: {view: [P, N, E]}; images: two of [P, H, W, 3]."""
-    out: dict[int, list] = {1: [], 2: []}
-    count = len(images[0])
-    for start in range(0, count, BATCH):
-        rows = np.minimum(np.arange(start, start + BATCH), count - 1)  # one shape, one program
-        for view, tokens in enumerate(_encode(stereo, *(v[rows] for v in images)), 1):
-            out[view].append(np.asarray(tokens)[: count - start])
-        on_batch(min(BATCH, count - start))
-    return {view: np.concatenate(parts) for view, parts in out.items()}
+def read_tokens(
+    both: Sequence[api.Stereo], pictures: Pictures, store: Store, on_batch: Callable[[int], object]
+) -> tuple[list[dict[int, np.ndarray]], tuple[int, int]]:
+    """-> (each network's encoder tokens {view: [P, N, E]}, the grid's rows and columns). Goes on
+    where an earlier run has stopped.
+
+    on_batch: called with the number of pairs that both networks have read
+    """
+    names = [[f"tokens/{i}/{view}" for view in VIEWS] for i in range(len(both))]
+    found = store.load("tokens")
+    done, grid = (found[1]["pairs"], tuple(found[1]["grid"])) if found else (0, (0, 0))
+    arrays = [[store.open(n) for n in group] for group in names] if done else []
+    on_batch(done)
+    while done < pictures.count:
+        size = min(BATCH, pictures.count - done)
+        rows = np.minimum(np.arange(done, done + BATCH), pictures.count - 1)  # one shape
+        images = pictures.read(rows)
+        tokens = [[np.asarray(t) for t in _encode(one, *images)] for one in both]
+        if not arrays:
+            arrays = [
+                [
+                    store.empty(n, (pictures.count, *t.shape[1:]))
+                    for n, t in zip(group, views, strict=True)
+                ]
+                for group, views in zip(names, tokens, strict=True)
+            ]
+        for group, views in zip(arrays, tokens, strict=True):
+            for array, t in zip(group, views, strict=True):
+                array[done : done + size] = t[:size]
+        done += size
+        grid = tuple(side // 16 for side in images[0].shape[1:3])
+        store.save("tokens", {}, {"pairs": done, "grid": grid})
+        on_batch(size)
+    return [dict(zip(VIEWS, group, strict=True)) for group in arrays], grid
 
 
 @jax.jit
@@ -145,11 +181,3 @@ def network(
 
 def float32(tensors: Flat) -> Flat:
     return {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}
-
-
-def check_images(images: Sequence[np.ndarray]) -> None:
-    """Raises InputError unless there are enough pairs of images of one size to calibrate on."""
-    if len(images[0]) < 2:
-        raise InputError(
-            f"There is {len(images[0])} calibration pair: give at least 2, better some hundreds."
-        )

@@ -5,30 +5,27 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from lunar_distill_jax import api
-from lunar_distill_jax.data.batches import check_pairs, stack_images
-from lunar_distill_jax.data.source import open_pairs
-from lunar_distill_jax.data.synthetic import TRAINING_SEEDS
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.init.calibrated import calibrated, steps
 from lunar_distill_jax.init.controls import HeadPair, heads_only, paper_fixed
 from lunar_distill_jax.init.depth import layer_map
 from lunar_distill_jax.init.energy import energy_report
 from lunar_distill_jax.init.paper import paper
+from lunar_distill_jax.init.pictures import Calibration, Pictures, calibration_pictures
 from lunar_distill_jax.init.planes import plane_sources
 from lunar_distill_jax.init.provenance import parameter_report, summary
+from lunar_distill_jax.init.store import Store, digest
 from lunar_distill_jax.init.structured import inherited_encoder, structured
 from lunar_distill_jax.init.tree import flatten, unflatten
 from lunar_distill_jax.models.config import StereoConfig
-from lunar_distill_jax.types import StereoPair
 
 METHODS = ("random", "heads_only", "paper", "paper_fixed", "structured", "calibrated")
-Calibration = str | os.PathLike | Iterable[StereoPair] | tuple[np.ndarray, np.ndarray] | None
 
 
 def init_student(
@@ -42,6 +39,7 @@ def init_student(
     compression: str = "svd",
     size: int = 96,
     pairs: int = 256,
+    workdir: str | os.PathLike | None = None,
     on_step: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[api.Stereo, dict[str, Any]]:
     """-> (the student before training, a report of where each of its parameters came from)
@@ -58,7 +56,9 @@ def init_student(
       calibrated   the same, fitted to the teacher's activations on pairs of images
     calibration: of `calibrated`: pairs, or two arrays of images [P, H, W, 3] in [-1, 1], or a
              folder of pairs, or "synthetic" for `pairs` rendered ones; a folder's and synthetic
-             frames are resized to size x size
+             frames are resized to size x size, and of a folder at most `pairs` are used
+    workdir: of `calibrated`: a folder for activations, so that memory does not grow with the number
+             of pairs, and a run that was killed goes on; by default they are kept in memory
     layers, compression: of `paper` and `paper_fixed`, see `depth.layer_map` and `paper.compress`
     on_step: called with the number of steps done and of all
 
@@ -94,11 +94,15 @@ def init_student(
             total = 2 * own.config.decoder.depth
             ours, how, notes, made = structured(theirs, ours, configs, _counter(on_step, total))
         else:
-            images = calibration_images(calibration, size, pairs, seed)
-            total = steps(configs, len(images[0]))
+            pictures = calibration_pictures(calibration, size, pairs, seed)
             own = api.Stereo(own.config, unflatten(ours), own.meta, own.batch_stats)
-            ours, how, notes, made = calibrated(teacher, own, images, _counter(on_step, total))
-            report["calibration"] = {"pairs": len(images[0]), "size": list(images[0].shape[1:3])}
+            ours, how, notes, made = calibrated(
+                teacher,
+                own,
+                pictures,
+                _counter(on_step, steps(configs, pictures.count)),
+                store=_store(workdir, (teacher, own), pictures),
+            )
         how |= dict.fromkeys(encoder, "copied")
         heads = head_pair(*configs)
         report |= {
@@ -127,6 +131,16 @@ def init_student(
     return api.Stereo(own.config, unflatten(ours), meta, own.batch_stats), report
 
 
+def _store(
+    workdir: str | os.PathLike | None, both: tuple[api.Stereo, api.Stereo], pictures: Pictures
+) -> Store:
+    if workdir is None:
+        return Store()
+    ends = pictures.read(np.array([0, pictures.count - 1]))
+    parts = [part for one in both for part in (flatten(one.arrays), one.config.to_dict())]
+    return Store(workdir, digest(*parts, pictures.count, dict(zip("12", ends, strict=True))))
+
+
 def _counter(on_step: Callable[[int, int], object], total: int) -> Callable[..., None]:
     done = 0
 
@@ -146,32 +160,6 @@ def check_rotary(teacher: StereoConfig, student: StereoConfig) -> None:
             f"{teacher.name} with {teacher.rope_base:g}: their queries and keys have no frequency "
             "in common; set the teacher's, or take the method heads_only."
         )
-
-
-def calibration_images(
-    calibration: Calibration, size: int, pairs: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both views of the calibration pairs: two [P, H, W, 3] in [-1, 1].
-
-    Arguments as of `init_student`; synthetic terrain is what may be trained on, never a test's.
-
-    Raises:
-      InputError: there are none, or they differ in size, or cannot be read.
-    """
-    if calibration is None:
-        raise InputError(
-            "The method calibrated needs pairs of images: give calibration (--calibration DATA), "
-            "or take the method structured."
-        )
-    if isinstance(calibration, tuple) and isinstance(calibration[0], np.ndarray):
-        return calibration[0], np.asarray(calibration[1])
-    if isinstance(calibration, str | os.PathLike):
-        _, calibration = open_pairs(
-            calibration, size=size, geometries=pairs, seed=TRAINING_SEEDS + seed
-        )
-    kept = [pair for pair in calibration if isinstance(pair, StereoPair)]
-    check_pairs(kept)
-    return stack_images(kept)
 
 
 def head_pair(teacher: StereoConfig, student: StereoConfig) -> HeadPair:
