@@ -30,7 +30,7 @@ from lunar_distill_jax.init.pictures import Pictures
 from lunar_distill_jax.init.regression import Pairs
 from lunar_distill_jax.init.store import Store
 from lunar_distill_jax.init.structured import Configs, embed, last_norm, same_tokens
-from lunar_distill_jax.init.tree import Affine, Flat, below, dense, flatten
+from lunar_distill_jax.init.tree import Affine, Flat, below, flatten, layer_of
 from lunar_distill_jax.models.rope import grid_positions
 
 
@@ -69,7 +69,7 @@ def calibrated(
         )
     )
     lap("encoders")
-    stitch = dense(below(teacher, "decoder/"), "embed")
+    stitch = layer_of(teacher, "decoder/embed")
     theirs.start(stitch.kernel, stitch.bias, store, "start/theirs")
     moments = _kept_moments(backend, theirs, store)
     on_step(1)

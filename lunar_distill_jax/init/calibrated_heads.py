@@ -67,7 +67,7 @@ def fit_heads(
     names = head_names(configs)
     views = [view for view, *_ in names]
     encoder_mean = np.mean([theirs.tokens[v].mean((0, 1), dtype=np.float64) for v in VIEWS], axis=0)
-    norm = norm_of(below(teacher, "decoder/"), "norm")
+    norm = norm_of(teacher, "decoder/norm")
     priors = {v: token_maps(made, v, same, encoder_mean, norm, configs) for v in views}
     planes = {view: _plane(below(teacher, f"{source}/")) for view, source, _ in names}
     pairs = {v: _MapPairs(priors[v], planes[v]) for v in views}

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lunar_distill_jax.init.gaussian import covariance, gelu_units
-from lunar_distill_jax.init.tree import Affine, attention_heads, below, dense, norm_of
+from lunar_distill_jax.init.tree import Affine, attention_heads, below, dense, layer_of, norm_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +56,14 @@ def encoder_moments(flat: Mapping[str, np.ndarray], width: int) -> Moments:
     if "encoder/norm/scale" not in flat or flat["encoder/norm/scale"].shape != (width,):
         return Moments(np.zeros(width), np.eye(width))
     white = Moments(np.zeros(width), np.eye(width) - 1 / width)
-    return white.through(norm_of(below(flat, "encoder/"), "norm"))
+    return white.through(norm_of(flat, "encoder/norm"))
 
 
 def decoder_moments(
     flat: Mapping[str, np.ndarray], depth: int, heads: int, width_in: int
 ) -> DecoderMoments:
     """The pass through both stacks of a decoder: {name: array}, its depth, heads, encoder width."""
-    start = encoder_moments(flat, width_in).through(dense(below(flat, "decoder/"), "embed"))
+    start = encoder_moments(flat, width_in).through(layer_of(flat, "decoder/embed"))
     norms, stream = {}, {(view, 0): start for view in (1, 2)}
     for i in range(depth):
         for view in (1, 2):

@@ -46,10 +46,13 @@ def parameter_report(
 
 
 def _source(name: str, configs: Configs, notes: Mapping[str, Any]) -> dict[str, Any]:
-    if "blocks" not in notes:  # no part of `structured` or `calibrated`
-        return {"from": [name]}
-    if isinstance(notes["blocks"], list):  # the paper's layer map
-        return {"from": [mapped_name(name, notes["blocks"])]}
+    if not isinstance(notes.get("blocks"), Mapping):  # no `structured` or `calibrated`
+        source = mapped_name(name, notes.get("blocks", ()))
+        for _, theirs, ours in head_names(configs):
+            if source.startswith(f"{ours}/"):
+                source = theirs + source[len(ours) :]
+                break
+        return {"from": [source]}
     if match := _BLOCK.fullmatch(name):
         view, number, module, _ = match.groups()
         block = notes["blocks"][f"{view}_block{number}"]

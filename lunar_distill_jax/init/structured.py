@@ -18,7 +18,7 @@ from lunar_distill_jax.init.heads import (
     plane_reader,
 )
 from lunar_distill_jax.init.moments import encoder_moments
-from lunar_distill_jax.init.tree import Affine, Flat, below, dense, norm_of
+from lunar_distill_jax.init.tree import Affine, Flat, below, layer_of, norm_of
 from lunar_distill_jax.models.config import StereoConfig
 
 Configs = tuple[StereoConfig, StereoConfig]  # the teacher's, the student's
@@ -76,7 +76,7 @@ def structured(
     how |= last_how
 
     encoder = encoder_moments(teacher, configs[0].encoder.width)
-    norm = norm_of(below(teacher, "decoder/"), "norm")
+    norm = norm_of(teacher, "decoder/norm")
     notes: dict[str, Any] = {"blocks": made.notes, "heads": {}}
     for view, source, name in head_names(configs):
         head, own = below(teacher, f"{source}/"), below(student, f"{name}/")
@@ -109,6 +109,17 @@ def head_names(configs: Configs) -> list[tuple[int, str, str]]:
     return [(view, name(configs[0], view), name(configs[1], view)) for view in views]
 
 
+def with_head_names(teacher: Mapping[str, np.ndarray], configs: Configs) -> Flat:
+    """The teacher's tensors, those of its heads also under the names of the student's heads, where
+    one of the two has a shared head."""
+    out = dict(teacher)
+    for _, source, name in head_names(configs):
+        if source != name:
+            n = len(source)
+            out |= {name + k[n:]: v for k, v in teacher.items() if k.startswith(f"{source}/")}
+    return out
+
+
 def embed(
     teacher: Mapping[str, np.ndarray],
     student: Mapping[str, np.ndarray],
@@ -119,7 +130,7 @@ def embed(
     that the stream starts as large as the teacher's."""
     start = made.moments.stream[1, 0]
     if same:
-        layer = dense(below(teacher, "decoder/"), "embed")
+        layer = layer_of(teacher, "decoder/embed")
         kernel, bias = layer.kernel @ made.E.T, made.E @ layer.bias
     else:
         own = np.asarray(student["decoder/embed/kernel"], np.float64)

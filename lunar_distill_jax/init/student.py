@@ -21,7 +21,7 @@ from lunar_distill_jax.init.pictures import Calibration, Pictures, calibration_p
 from lunar_distill_jax.init.planes import plane_sources
 from lunar_distill_jax.init.provenance import parameter_report, summary
 from lunar_distill_jax.init.store import Store, digest
-from lunar_distill_jax.init.structured import inherited_encoder, structured
+from lunar_distill_jax.init.structured import inherited_encoder, structured, with_head_names
 from lunar_distill_jax.init.tree import flatten, unflatten
 from lunar_distill_jax.models.config import StereoConfig
 
@@ -73,8 +73,8 @@ def init_student(
     start = time.monotonic()
     given = isinstance(student, api.Stereo)
     own = student if isinstance(student, api.Stereo) else api.build(student, seed)
-    theirs, ours = flatten(teacher.params), flatten(own.params)
     configs = (teacher.config, own.config)
+    theirs, ours = with_head_names(flatten(teacher.params), configs), flatten(own.params)
     how: dict[str, str] = {}
     report: dict[str, Any] = {}
     if method == "heads_only":
@@ -85,6 +85,7 @@ def init_student(
         if method == "paper":
             ours, how = paper(theirs, ours, blocks, compression)
         else:
+            check_rotary(*configs)
             ours, how = paper_fixed(theirs, ours, blocks, head_pair(*configs), compression)
     elif method != "random":
         check_rotary(*configs)

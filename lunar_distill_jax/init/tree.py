@@ -55,9 +55,15 @@ class AttentionHead:
     output: np.ndarray
 
 
+def layer_of(flat: Mapping[str, np.ndarray], name: str) -> Affine:
+    """A linear layer of a whole network, in float64; nothing else of it is converted."""
+    return Affine(**below(flat, f"{name}/"))
+
+
 def norm_of(block: Mapping[str, np.ndarray], name: str) -> Affine:
     """A norm's scale and bias as a map of tokens normalised to mean 0 and variance 1."""
-    return Affine(np.diag(block[f"{name}/scale"]), block[f"{name}/bias"])
+    scale, bias = (np.asarray(block[f"{name}/{k}"], np.float64) for k in ("scale", "bias"))
+    return Affine(np.diag(scale), bias)
 
 
 def dense(block: Mapping[str, np.ndarray], name: str, norm: str | None = None) -> Affine:
