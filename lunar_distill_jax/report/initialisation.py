@@ -53,11 +53,25 @@ def write_initialisation(
             "Method": report["method"],
             "Seconds": f"{report['seconds']:.1f}",
             "Peak memory": f"{report['peak_rss_gb']:.2f} GB",
+            **_calibration(report.get("calibration")),
             **facts,
         },
         command=command,
     )
     atomic.write_text(path, page)
+
+
+def _calibration(calibration: Mapping[str, Any] | None) -> dict[str, str]:
+    if not calibration:
+        return {}
+    size = " x ".join(str(side) for side in calibration["size"])
+    spent = ", ".join(f"{stage} {s:.1f} s" for stage, s in calibration["seconds"].items())
+    held = f"{calibration['activations_mb']:,.0f} MB {calibration['activations_on']}"
+    return {
+        "Calibration": f"{calibration['pairs']} pairs of {size} px",
+        "Spent on": spent,
+        "Activations": held.replace("MB ", "MB in " if held.endswith("memory") else "MB on "),
+    }
 
 
 def _energy(energy: Mapping[str, Any] | None) -> str:
@@ -140,15 +154,18 @@ def _blocks(blocks) -> str:
         row = [name.replace("_", " "), taught]
         for part in ("attn", "cross_attn", "mlp"):
             row.append(_r2(block.get(part)))
-        row += [_number(block.get("stream_r2")), _groups(block), _units(block.get("mlp"))]
+        row += [_number(block.get("stream_r2")), _condition(block)]
+        row += [_groups(block), _units(block.get("mlp"))]
         rows.append(row)
-    head = ["Block", "teacher's", "attention", "cross-att.", "MLP", "stream", "heads", "units"]
+    head = ["Block", "teacher's", "attention", "cross-att.", "MLP", "stream", "condition"]
+    head += ["heads", "units"]
     return (
         "<section><h2>Blocks</h2>"
         f'<div class="scroll">{_table(head, rows)}</div><p class="note">The teacher\'s blocks that '
         "each of the student's stands for, from 0. R² of what each part adds to the stream, of all "
         "that the stream still lacks there, and of the stream after the block, on pairs that were "
         "held out; without activations the least share of a head's energy that its size keeps. "
+        "Condition: the worst number of what was solved, with its ridge. "
         "Heads: queries and keys come from block.head before the bar, values from those behind it."
         "</p></section>"
     )
@@ -161,6 +178,16 @@ def _r2(part: Mapping[str, Any] | None) -> str:
         return _number(part["r2"])
     shares = [head["energy_kept"] for head in part.get("heads", [])]
     return f"{100 * min(shares):.0f} %" if shares else "–"
+
+
+def _condition(block: Mapping[str, Any]) -> str:
+    numbers = [
+        part["condition"]
+        for kind in ("attn", "cross_attn", "mlp")
+        for part in (block.get(kind, {}), *block.get(kind, {}).get("heads", ()))
+        if "condition" in part
+    ]
+    return f"{max(numbers):.1e}" if numbers else "–"
 
 
 def _groups(block: Mapping[str, Any]) -> str:
