@@ -128,14 +128,16 @@ def read_network(
             config, params, meta = read_weights(path)
         return config, params, {"training_size": training_size, **meta}
     path = pathlib.Path(source)
-    if path.suffix in (".pth", ".pt") or (path / "config.json").is_file():
+    hugging_face = ("config.json", "model.safetensors", "adapter_config.json")
+    if path.suffix in (".pth", ".pt") or any((path / name).is_file() for name in hugging_face):
         return from_pytorch(read_checkpoint(path))
     if path.is_dir():
         path = path / "student.safetensors"
         if not path.is_file():
             raise InputError(
-                f"{path.parent} holds no finished training ({path.name} is absent): run "
-                "`lunar-distill train` on it again to finish it, or give a weight file."
+                f"{path.parent} holds no finished training ({path.name} is absent) and no Hugging "
+                "Face model (config.json, model.safetensors): run `lunar-distill train` on it "
+                "again to finish it, or give a weight file."
             )
     if not path.is_file():
         known = ", ".join(EMBEDDED)
@@ -193,15 +195,16 @@ def predict(
 
     image1, image2: [B, H, W, 3] float32 in [-1, 1]; H and W multiples of 16, each view its own
     true_shape1, true_shape2: [B, 2] (height, width) of the upright pictures, or None: as stored.
-        A model with `config.landscape_only` takes landscape arrays only, where a portrait picture
-        is stored transposed and its true_shape says so; its outputs are transposed alike.
+        In a landscape array a portrait picture may be stored transposed, so that a batch can hold
+        both: its true_shape says so, and its outputs are transposed alike. A MASt3R reads such
+        pictures as if they stood upright; students with other encoders do not, and say so.
     features: also return encoder tokens, decoder layers and raw channels
     compute:  number type, and formulation of the attention
     -> two `Prediction`s in the camera frame of view 1
 
     Raises:
       InputError: a size that is not a multiple of 16, batches that differ, or a true_shape that is
-        not the array's (nor, if `landscape_only`, its transpose).
+        neither the array's nor that of a portrait picture stored transposed.
     """
     check_image("image1", image1)
     check_image("image2", image2)
@@ -220,11 +223,6 @@ def predict(
 def _portrait(config: StereoConfig, name: str, image, true_shape):
     """Which samples are portrait pictures stored transposed: a bool for all, or [B] bool."""
     b, height, width = image.shape[:3]
-    if config.landscape_only and height > width:
-        raise InputError(
-            f"{name} is {height} x {width}, but this model takes landscape arrays only: store the "
-            f"picture transposed, and give its true_shape, ({height}, {width})."
-        )
     if true_shape is None:
         return False
     if np.shape(true_shape) != (b, 2):
@@ -232,15 +230,18 @@ def _portrait(config: StereoConfig, name: str, image, true_shape):
             f"The true_shape of {name} has shape {np.shape(true_shape)}: expected ({b}, 2), the "
             "height and width of each picture."
         )
+    may_be_turned = width > height and config.encoder.reads_transposed
     if isinstance(true_shape, Tracer):  # its values are known only on the device
-        return true_shape[:, 0] > true_shape[:, 1] if config.landscape_only else False
+        return true_shape[:, 0] > true_shape[:, 1] if may_be_turned else False
     true_shape = np.asarray(true_shape)
     as_stored = np.all(true_shape == (height, width), axis=1)
     portrait = np.all(true_shape == (width, height), axis=1) & ~as_stored
-    if not np.all(as_stored | (portrait & config.landscape_only)):
+    if not np.all(as_stored | (portrait & may_be_turned)):
         hint = "give its own size"
         if np.any(portrait):
-            hint = "this model reads upright pictures only, so transpose it back"
+            hint = f"{config.name} reads upright pictures only, so transpose it back"
+            if config.encoder.reads_transposed:
+                hint = "only a portrait picture may be stored transposed, so transpose it back"
         raise InputError(
             f"{name} is {height} x {width} but its true_shape says {true_shape.tolist()}: {hint}."
         )

@@ -234,19 +234,27 @@ def test_portrait_samples_cost_nothing_where_the_batch_is_of_one_kind():
         np.testing.assert_allclose(ours.conf, want.conf, rtol=1e-3)
 
 
+def test_wiring_of_training_is_not_needed_to_read_both_orientations():
+    """A released file, read as upright, takes the mixed batch that the reference would refuse."""
+    golden, predictions = predicted_from_part()
+    again = run_case(from_recipe("A"), golden, "mixed", features=False)
+    for ours, want in zip(again, predictions, strict=True):
+        np.testing.assert_allclose(ours.pts3d, want.pts3d, rtol=1e-4, atol=1e-5)
+
+
 def test_portrait_shapes_that_do_not_fit_are_refused():
-    upright = from_recipe("A")
-    landscape = with_case_wiring(upright, "A", "mixed")
+    network = from_recipe("A")
     wide, tall = np.zeros((1, 32, 48, 3), np.float32), np.zeros((1, 48, 32, 3), np.float32)
-    shape = np.array([[48, 32]])
-    with pytest.raises(InputError, match="landscape arrays only: store the picture transposed"):
-        ld.predict(landscape, tall, wide)
-    with pytest.raises(InputError, match="upright pictures only, so transpose it back"):
-        ld.predict(upright, wide, wide, shape, None)
+    with pytest.raises(InputError, match="only a portrait picture may be stored transposed"):
+        ld.predict(network, tall, wide, np.array([[32, 48]]), None)
+    with pytest.raises(InputError, match="test-stem reads upright pictures only, so transpose it"):
+        encoder = dataclasses.replace(network.config.encoder, stem=(8, 8, 8, 8))
+        config = dataclasses.replace(network.config, name="test-stem", encoder=encoder)
+        ld.predict(network.replace(config=config), wide, wide, np.array([[48, 32]]), None)
     with pytest.raises(InputError, match="give its own size"):
-        ld.predict(landscape, wide, wide, np.array([[64, 32]]), None)
+        ld.predict(network, wide, wide, np.array([[64, 32]]), None)
     with pytest.raises(InputError, match=r"expected \(1, 2\)"):
-        ld.predict(landscape, wide, wide, np.array([48, 32]), None)
+        ld.predict(network, wide, wide, np.array([48, 32]), None)
 
 
 def test_a_stem_cannot_read_landscape_arrays():

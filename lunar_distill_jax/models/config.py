@@ -116,7 +116,9 @@ class StereoConfig:
     """A whole two-view network; the defaults are the 688.6M teacher (Leroy et al. 2024, MASt3R).
 
     rope_base:      base of the rotary frequencies ("RoPE100")
-    landscape_only: portrait images are stored transposed in landscape arrays, as are the outputs
+    landscape_only: trained on landscape arrays, where portrait pictures are stored transposed (the
+                    reference's ManyAR_PatchEmbed). It goes back to PyTorch; what is computed
+                    depends on the pictures alone.
     keep_unused:    holds the tensors of the released files that no computation reads (`Unused`), so
                     that a model can go back to PyTorch unchanged and is counted as published
     """
