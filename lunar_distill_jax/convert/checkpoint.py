@@ -9,7 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lunar_distill_jax.convert.model_string import format_model_string
-from lunar_distill_jax.convert.students import student_from_reference, student_tensors
+from lunar_distill_jax.convert.students import (
+    paper_student,
+    student_from_reference,
+    student_tensors,
+)
 from lunar_distill_jax.convert.teacher import (
     LICENCE,
     checkpoint_tensors,
@@ -76,22 +80,31 @@ def cautions(config: StereoConfig) -> list[str]:
 
 
 def from_pytorch(checkpoint: Checkpoint) -> tuple[StereoConfig, Any, dict[str, str]]:
-    """-> (config, params, meta) of a MASt3R checkpoint, or of a student that `to_pytorch` wrote.
+    """-> (config, params, meta) of a MASt3R checkpoint or of a student.
+
+    A student says what it is if `to_pytorch` wrote it; the paper's four are known by their sizes.
 
     Raises:
       InputError: the file does not say what it is, or does not hold it.
     """
     said = {**(checkpoint.config or {}), **checkpoint.args}
-    if STUDENT not in said:
+    if STUDENT in said:
+        config = _student_config(said, checkpoint)
+    elif (found := paper_student(checkpoint.tensors)) is not None:
+        config = found
+    else:
         return network_from_checkpoint(checkpoint)
+    config, params, statistics = student_from_reference(config, checkpoint)
+    meta = {"licence": LICENCE, "source": checkpoint.path.name}
+    meta |= {k: str(said[k]) for k in ("licence", "training_size") if k in said}
+    return config, {**params, **({"batch_stats": statistics} if statistics else {})}, meta
+
+
+def _student_config(said: Mapping[str, Any], checkpoint: Checkpoint) -> StereoConfig:
     try:
-        config = StereoConfig.from_dict(json.loads(said[STUDENT]))
+        return StereoConfig.from_dict(json.loads(said[STUDENT]))
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as e:
         raise InputError(
             f"{checkpoint.path} does not describe its student ({type(e).__name__}): convert the "
             "student to PyTorch again."
         ) from e
-    config, params, statistics = student_from_reference(config, checkpoint)
-    meta = {"licence": LICENCE, "source": checkpoint.path.name}
-    meta |= {k: str(said[k]) for k in ("licence", "training_size") if k in said}
-    return config, {**params, **({"batch_stats": statistics} if statistics else {})}, meta

@@ -31,16 +31,49 @@ from lunar_distill_jax.convert.torch_names import (
 )
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.config import EncoderConfig, StereoConfig
-from lunar_distill_jax.models.encoders.config import MobileNetV3Config
+from lunar_distill_jax.models.encoders.config import (
+    TOKEN,
+    AdaptedEncoderConfig,
+    MobileNetV3Config,
+)
 from lunar_distill_jax.models.fresh import array_shapes
 from lunar_distill_jax.models.unused import beyond_reference
+from lunar_distill_jax.models.zoo import architecture
 
 COUNTERS = (
     r"tiny_enc\.backbone\..+\.num_batches_tracked"  # of batch norms, which momentum makes idle
 )
 
+# The paper's four, by the adapter between encoder and decoder: (module, [out, in, 1, 1]).
+PAPER = {
+    ("tiny_enc", (512, 112, 1, 1)): "s1",
+    ("tiny_vit", (512, 384, 1, 1)): "s2",
+    ("tiny_vit", (256, 384, 1, 1)): "s3",
+    ("tiny_vit", (512, 192, 1, 1)): "s4",
+}
 
-def _student_lines(config: StereoConfig) -> tuple[Line, ...]:
+
+def paper_student(tensors: Mapping[str, np.ndarray]) -> StereoConfig | None:
+    """Which of the paper's students a file holds, wired as the paper's code wires it; or None.
+
+    That code feeds pixels in [-1, 1], pads pictures to whole patches, and resamples the features.
+    """
+    for (module, shape), name in PAPER.items():
+        adapter = tensors.get(f"{module}.adapter.0.weight")
+        if adapter is not None and adapter.shape == shape:
+            config = architecture(name)
+            assert isinstance(config.encoder, AdaptedEncoderConfig)
+            encoder = dataclasses.replace(config.encoder, pixels="unit")
+            if encoder.model.stride != TOKEN:
+                encoder = dataclasses.replace(encoder, align="features")
+            config = dataclasses.replace(config, encoder=encoder, keep_unused=True)
+            names = (torch_name(n, student_lines(config)) for n in array_shapes(config))
+            return dataclasses.replace(config, keep_unused=all(n in tensors for n in names))
+    return None
+
+
+def student_lines(config: StereoConfig) -> tuple[Line, ...]:
+    """The table of a student's file, read in both directions."""
     model = getattr(config.encoder, "model", None)
     mobile = isinstance(model, MobileNetV3Config)
     owner, module = ("tiny_enc", "backbone") if mobile else ("tiny_vit", "vit")
@@ -119,7 +152,7 @@ def student_from_reference(
     named = own_names(
         {n: t for n, t in checkpoint.tensors.items() if not re.fullmatch(COUNTERS, n)}
     )
-    lines, kept = _student_lines(config), array_shapes(config)
+    lines, kept = student_lines(config), array_shapes(config)
     # What nothing reads may be there or not: `student_tensors` leaves it out of lean networks.
     want = {n: s for n, s in full.items() if n in kept or torch_name(n, lines) in named.tensors}
     found = by_table(named.tensors, lines, want, checkpoint.path, named.problems)
@@ -139,4 +172,4 @@ def student_tensors(config: StereoConfig, params: Any, statistics: Any) -> dict[
     _require_student(config)
     flat = flax.traverse_util.flatten_dict({**params, "batch_stats": statistics}, sep="/")
     arrays = {name: np.asarray(array) for name, array in flat.items()}
-    return to_torch(exchange_axes(arrays, config.decoder.heads), _student_lines(config))
+    return to_torch(exchange_axes(arrays, config.decoder.heads), student_lines(config))
