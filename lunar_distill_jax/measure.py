@@ -1,19 +1,21 @@
 """Wall time and memory of a network's forward pass on this machine, in a process of its own.
 
-python -m lunar_distill_jax.measure slim-s 384x512 prints one JSON object.
+python -m lunar_distill_jax.measure slim-s 224x224 384x512 prints one JSON object.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pathlib
 import platform
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,11 +29,10 @@ from lunar_distill_jax.models.zoo import architecture
 ROUNDS = 5
 
 
-def forward(name: str, height: int, width: int) -> Callable[[], None]:
+def forward(name: str, height: int, width: int, variables: Any = None) -> Callable[[], None]:
     """A named architecture's forward pass over one pair, compiled; float32, fresh parameters."""
     config = architecture(name)
-    params, statistics_ = fresh_params(config, 0), fresh_statistics(config)
-    variables = jax.device_put(api.variables(params, statistics_))
+    variables = device_variables(name) if variables is None else variables
     rng = np.random.default_rng(0)
     one, two = rng.uniform(-1, 1, (2, 1, height, width, 3)).astype(np.float32)
 
@@ -44,22 +45,43 @@ def forward(name: str, height: int, width: int) -> Callable[[], None]:
     return lambda: jax.block_until_ready(run(variables, one, two))
 
 
-def measure(name: str, height: int, width: int, rounds: int = ROUNDS) -> dict[str, float]:
-    """{"seconds": median, "fastest", "peak_rss_bytes": of this process, compiling included}."""
-    run = forward(name, height, width)
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak *= 1 if sys.platform == "darwin" else 1024
-    return {"seconds": statistics.median(seconds), "fastest": min(seconds), "peak_rss_bytes": peak}
+def device_variables(name: str) -> Any:
+    """Fresh parameters of a named architecture, on the device."""
+    config = architecture(name)
+    return jax.device_put(api.variables(fresh_params(config, 0), fresh_statistics(config)))
 
 
-def measure_apart(name: str, height: int, width: int) -> dict[str, float]:
+def measure(name: str, sizes: Sequence[tuple[int, int]], rounds: int = ROUNDS) -> dict[str, Any]:
+    """Times one network at (height, width)s, in turn.
+
+    -> {"384x512": {"seconds": median, "fastest"}, ..., "peak_rss_bytes": of this process, the
+       compiler included}
+    """
+    variables, out = device_variables(name), {}
+    for height, width in sizes:
+        run, seconds = forward(name, height, width, variables), []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        times = {"seconds": statistics.median(seconds), "fastest": min(seconds)}
+        out[f"{height}x{width}"] = times
+    return {**out, "peak_rss_bytes": peak_rss_bytes()}
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has had."""
+    try:  # getrusage's peak takes over that of the process which started this one
+        status = pathlib.Path("/proc/self/status").read_text()
+        return 1024 * int(re.findall(r"VmHWM:\s*(\d+)", status)[0])
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def measure_apart(name: str, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """`measure` in a fresh process, so that no other network's memory is in its peak."""
-    command = [sys.executable, "-m", __name__, name, f"{height}x{width}"]
+    command = [sys.executable, "-m", __name__, name, *(f"{h}x{w}" for h, w in sizes)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": _path()}
     )
@@ -84,5 +106,5 @@ def machine() -> str:
 
 
 if __name__ == "__main__":
-    height, width = (int(side) for side in sys.argv[2].split("x"))
-    print(json.dumps(measure(sys.argv[1], height, width)))
+    given = [(int(h), int(w)) for h, w in (size.split("x") for size in sys.argv[2:])]
+    print(json.dumps(measure(sys.argv[1], given)))

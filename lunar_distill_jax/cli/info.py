@@ -70,7 +70,7 @@ def run_family(args: argparse.Namespace) -> None:
     if args.plot:
         atomic.check_writable(pathlib.Path(args.plot).parent)
     with Progress(len(FAMILY), "networks") as progress:
-        rows = family_rows(measured=not args.no_times, done=progress.update)
+        rows = family_rows(FAMILY, measured=not args.no_times, done=progress.update)
     if args.plot:
         plot(args.plot, rows)
     print(json.dumps(rows, indent=2) if args.json else as_markdown(rows))
