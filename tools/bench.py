@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench_students import bench_bfloat16, bench_depthwise, bench_students
 from bench_teacher import bench_teacher
 
 from lunar_distill_jax import api, moon
@@ -124,12 +125,18 @@ def main() -> None:
     parser.add_argument(
         "--torch", metavar="PYTHON", help="with torch: times the full teacher against PyTorch only"
     )
+    parser.add_argument(
+        "--keep", metavar="DIR", help="with --torch: where the weights (5.5 GB) stay for next time"
+    )
     args = parser.parse_args()
     rounds = args.rounds
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, medians of {rounds} rounds")
     if args.torch:
-        bench_teacher(args.torch, rounds)
+        bench_teacher(args.torch, rounds, args.keep)
         return
+    bench_students(["slim-s", "slim-ti", "slim-mobile", "s3"], 384, 512, min(rounds, 5))
+    bench_bfloat16(rounds)
+    bench_depthwise(rounds)
     bench_double(rounds)
     bench_render(rounds)
     bench_step(rounds)
