@@ -12,7 +12,7 @@ from lunar_distill_jax.errors import InputError
 EXAMPLE = """\
 examples:
   lunar-distill describe DIR/stereolunar --out sheet.png
-  lunar-distill describe synthetic --size 224 --turn trajectory --crop centre
+  lunar-distill describe synthetic:stereolunar --size 224 --turn trajectory --crop centre
 
 prints what the pairs measure and draws augmented pairs: dots of one colour in both views are a
 match, crosses have no partner, red has no depth.
@@ -28,7 +28,9 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", metavar="DATA", help='a folder of stereo pairs, or "synthetic"')
+    parser.add_argument(
+        "data", metavar="DATA", help='a folder of stereo pairs, "synthetic" or "synthetic:PRESET"'
+    )
     parser.add_argument(
         "--out", default="sheet.png", metavar="FILE.png", help="(default: sheet.png)"
     )
@@ -61,8 +63,10 @@ def run(args: argparse.Namespace) -> None:
         lunar=args.lunar,
         matches=args.matches,
     )
-    if args.data == source.SYNTHETIC:
-        pairs = synthetic.SyntheticPairs(0, max(args.pairs, 12), max(height, width))
+    moon = source.synthetic_moon(args.data)
+    if moon is not None:
+        side, count = max(height, width), max(args.pairs, 12)
+        pairs = synthetic.SyntheticPairs(0, count, side, moon=moon)
     else:
         pairs = source.open_folder(args.data, split=args.split, lighting=args.lighting)
     chosen = np.unique(np.linspace(0, len(pairs) - 1, MEASURED).astype(int))

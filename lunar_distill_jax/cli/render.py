@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import concurrent.futures
 import dataclasses
+import itertools
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -150,8 +154,12 @@ def _moon(args: argparse.Namespace) -> moon.Moon:
 
 
 def _render(count, size, trajectories, seed, suns, kind, ground) -> Iterator[StereoPair]:
-    """Yields `count` pairs; the last camera pair may get fewer suns than the others."""
-    for index in range(-(-count // len(suns))):
+    """Yields `count` pairs; the last camera pair may get fewer suns than the others.
+
+    Scenes are made ahead, one on each core; their order and their bytes do not depend on it.
+    """
+
+    def lit(index: int) -> list[StereoPair]:
         # Not seed + index: neighbouring seeds must not share scenes, or a test set leaks.
         scene_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
         trajectory = trajectories[index % len(trajectories)]
@@ -159,7 +167,25 @@ def _render(count, size, trajectories, seed, suns, kind, ground) -> Iterator[Ste
             scene = moon.make_scene(scene_seed, trajectory, size, moon=kind)
         else:
             scene = dem.make_dem_scene(ground, scene_seed, trajectory, size, moon=kind)
-        yield from moon.light_scenes([scene], suns[: count - index * len(suns)])
+        return moon.light_scenes([scene], suns[: count - index * len(suns)])
+
+    yield from lit(0)  # alone, so that the renderer is compiled only once
+    rest = iter(range(1, -(-count // len(suns))))
+    cores = _cores()
+    pool = concurrent.futures.ThreadPoolExecutor(cores)
+    ahead = collections.deque(pool.submit(lit, i) for i in itertools.islice(rest, 2 * cores))
+    try:
+        while ahead:
+            yield from ahead.popleft().result()
+            ahead.extend(pool.submit(lit, i) for i in itertools.islice(rest, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))  # of this process, not of the machine
+    return os.cpu_count() or 1
 
 
 def _keep_for_preview(pairs: Iterator[StereoPair], shown: dict) -> Iterator[StereoPair]:

@@ -10,6 +10,7 @@ from lunar_distill_jax.data import frames, mast3r_folder, plain_folder, splits, 
 from lunar_distill_jax.data.frames import PairRef
 from lunar_distill_jax.data.synthetic import SyntheticPairs
 from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.moon import FIRST, Moon, preset
 from lunar_distill_jax.types import StereoPair
 
 SYNTHETIC = "synthetic"
@@ -97,13 +98,25 @@ def open_pairs(
     return len(pairs), iter(pairs)
 
 
+def synthetic_moon(source: str | os.PathLike) -> Moon | None:
+    """The Moon of "synthetic" or "synthetic:PRESET" (`moon.PRESETS`); None: it is a folder.
+
+    Raises:
+      InputError: there is no such preset.
+    """
+    kind, _, name = str(source).partition(":")
+    if kind != SYNTHETIC:
+        return None
+    return preset(name) if name else FIRST
+
+
 def pair_sequence(
     source: str | os.PathLike, *, size: int, geometries: int, seed: int, lighting: str = "same"
 ) -> Sequence[StereoPair]:
     """Pairs as square frames of `size` pixels, each read or rendered when it is asked for.
 
-    source: a folder, or "synthetic" for `geometries` rendered scenes from seed `seed` on, each
-            under one of StereoLunar's suns; a folder is read whole
+    source: a folder, or "synthetic" or "synthetic:PRESET" for `geometries` rendered scenes from
+            seed `seed` on, each under one of StereoLunar's suns; a folder is read whole
     lighting: of a folder's pairs, as for `open_folder`
 
     Raises:
@@ -112,10 +125,11 @@ def pair_sequence(
     """
     if size < 32 or size % 16:
         raise InputError(f"The size is {size} pixels: give a multiple of 16, 32 or more.")
-    if str(source) == SYNTHETIC:
+    moon = synthetic_moon(source)
+    if moon is not None:
         if geometries < 1:
             raise InputError(f"The number of geometries is {geometries}: give 1 or more.")
         if seed < 0:
             raise InputError(f"The seed of the synthetic scenes is {seed}: give 0 or more.")
-        return SyntheticPairs(seed, geometries, size)
+        return SyntheticPairs(seed, geometries, size, moon=moon)
     return open_folder(source, size=size, lighting=lighting)

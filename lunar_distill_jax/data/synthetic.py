@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lunar_distill_jax import moon
+from lunar_distill_jax.moon import FIRST, Moon, make_lightings
 from lunar_distill_jax.types import StereoPair
 
 TRAJECTORIES = ("nadir", "oblique", "dynamic")
@@ -19,13 +19,15 @@ def synthetic_pairs(
     *,
     trajectories: Sequence[str] = TRAJECTORIES,
     suns: Sequence = (None,),
+    moon: Moon = FIRST,
 ) -> Iterator[StereoPair]:
     """Pairs of `geometries` scenes, the trajectory types taking turns, each under all `suns`.
 
     Geometry i has seed `seed + i`: ranges of seeds that do not overlap share no terrain.
     suns: as `moon.resolve_sun` takes them; None is one of StereoLunar's three, drawn by the seed
     """
-    return iter(SyntheticPairs(seed, geometries, size, trajectories=trajectories, suns=suns))
+    pairs = SyntheticPairs(seed, geometries, size, trajectories=trajectories, suns=suns, moon=moon)
+    return iter(pairs)
 
 
 class SyntheticPairs(Sequence[StereoPair]):
@@ -43,7 +45,9 @@ class SyntheticPairs(Sequence[StereoPair]):
         *,
         trajectories: Sequence[str] = TRAJECTORIES,
         suns: Sequence = (None,),
+        moon: Moon = FIRST,
     ):
+        self._moon = moon
         self._seed, self._geometries, self._size = seed, geometries, size
         self._trajectories, self._suns = tuple(trajectories), tuple(suns)
         self._last: tuple[int, list[StereoPair]] | None = None
@@ -58,6 +62,7 @@ class SyntheticPairs(Sequence[StereoPair]):
         last = self._last
         if last is None or last[0] != geometry:
             trajectory = self._trajectories[geometry % len(self._trajectories)]
-            pairs = moon.make_lightings(self._seed + geometry, trajectory, self._size, self._suns)
+            seed = self._seed + geometry
+            pairs = make_lightings(seed, trajectory, self._size, self._suns, moon=self._moon)
             self._last = last = geometry, pairs
         return last[1][sun]

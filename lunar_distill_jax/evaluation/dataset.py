@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from lunar_distill_jax.data.source import SYNTHETIC, open_folder, pair_sequence
+from lunar_distill_jax.data.source import open_folder, pair_sequence, synthetic_moon
 from lunar_distill_jax.data.synthetic import TRAINING_SEEDS
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.evaluation import hosts
@@ -55,7 +55,7 @@ def open_dataset(
       InputError: as there; or synthetic terrain that networks may have been trained on.
     """
     pairs = pair_sequence(source, size=size, geometries=geometries, seed=seed, lighting=lighting)
-    if str(source) != SYNTHETIC:
+    if synthetic_moon(source) is None:
         return Dataset(pairs, open_folder(source, lighting=lighting))
     if seed + geometries > TRAINING_SEEDS:
         raise InputError(

@@ -120,10 +120,13 @@ def _march(surface: Surface, steep, top, centre: jax.Array, rays: jax.Array, foc
     _, t, g = jax.lax.while_loop(unfinished, march, (0, start, gap(start)))
     arrived = jnp.abs(g) <= MARCH_TOLERANCE * pixel * t
 
-    for _ in range(NEWTON_STEPS):
+    def newton(_, t):
         height, gx, gy = sample(surface, cx + t * rx, cy + t * ry)
         g = cz + t * rz - height
         slope = rz - gx * rx - gy * ry
-        t = t - jnp.where(arrived & (slope < -1e-3), g / jnp.minimum(slope, -1e-3), 0.0)
+        return t - jnp.where(arrived & (slope < -1e-3), g / jnp.minimum(slope, -1e-3), 0.0)
+
+    # A loop, not unrolled: XLA would fuse the steps and compute the early ones again in the late.
+    t = jax.lax.fori_loop(0, NEWTON_STEPS, newton, t)
     arrived &= jnp.abs(gap(t)) <= RESIDUAL_TOLERANCE * pixel * t
     return t, arrived & descends & inside(surface, cx + t * rx, cy + t * ry)
