@@ -40,7 +40,8 @@ SHAPES = [(t, d, 8 // (t * d)) for t in (1, 2, 4, 8) for d in (1, 2, 4, 8) if t 
 
 
 def config(name: str, width: int, depth: int, **head) -> StereoConfig:
-    head = dict(shared=True, width=8, layers=(8, 8, 8, 8), last=4, desc=4, desc_ratio=1.0) | head
+    head = dict(shared=True, layers=(8, 8, 8, 8), last=4, desc=4, desc_ratio=1.0) | head
+    head["width"] = 32 if sys.argv[1] == "slow" else 8  # mesh.model up to 8 splits a quarter of it
     return StereoConfig(
         name=name,
         encoder=EncoderConfig(width=width, depth=1, heads=2, mlp_ratio=2.0),

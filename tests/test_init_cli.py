@@ -97,7 +97,10 @@ def test_methods_that_read_no_images(files, method, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("paper", "--calibration", "synthetic"), "--calibration is synthetic but the method paper"),
+        (
+            ("paper", "--calibration", "synthetic"),
+            "--calibration is synthetic but the method paper",
+        ),
         (("paper", "--workdir", "w"), "--workdir is w but the method paper keeps no activations"),
         (("calibrated",), "needs pairs of images: give calibration"),
         (("calibrated", "--calibration", "synthetic", "--size", "40"), "The size is 40 pixels"),

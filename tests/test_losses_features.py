@@ -41,12 +41,13 @@ def cross_entropies(a, b, temperature=0.05):
     return -np.log(own / e.sum(1)[: len(own)]) - np.log(own / e.sum(0)[: len(own)])
 
 
-@pytest.mark.parametrize("block", [3, 9, 100])
-def test_info_nce_is_cross_entropy_both_ways_for_any_block(block):
+@pytest.mark.parametrize("kind", ["cosine", "unit"])
+@pytest.mark.parametrize("block", [3, 4, 100])
+def test_info_nce_is_cross_entropy_both_ways_for_any_block(block, kind):
     rng = np.random.default_rng(0)
     a, b = (unit(rng.normal(size=(9, 6))).astype(np.float32) for _ in range(2))
     np.testing.assert_allclose(
-        infonce.info_nce(a, b, block=block), cross_entropies(a, b), rtol=3e-6
+        infonce.info_nce(a, b, block=block, kind=kind), cross_entropies(a, b), rtol=3e-6
     )
 
     # Its gradient, which is written by hand, against that of the plain formula.
@@ -57,7 +58,7 @@ def test_info_nce_is_cross_entropy_both_ways_for_any_block(block):
         return (weights * (-jax.nn.log_softmax(s, 1) - jax.nn.log_softmax(s, 0)).diagonal()).sum()
 
     def ours(a, b):
-        return (weights * infonce.info_nce(a, b, block=block)).sum()
+        return (weights * infonce.info_nce(a, b, block=block, kind=kind)).sum()
 
     for x, y in zip(jax.grad(ours, (0, 1))(a, b), jax.grad(plain, (0, 1))(a, b), strict=True):
         np.testing.assert_allclose(x, y, atol=5e-5)  # seen 2.5e-5 of 29

@@ -1,16 +1,24 @@
 r"""Compiles the training step for TPUs that are not here, and says what it would cost on them.
 
     pip install 'lunar-distill-jax[aot]'
-    python tools/aot_tpu.py --config configs/paper.py:s3 --topology v5e:4x4 --config.accumulate=4
+    python tools/aot_tpu.py --config configs/paper.py:s3 --topology v5e:4x4
 
 libtpu compiles on a CPU machine (installed, or TPU_LIBRARY_PATH=.../libtpu.so). Memory is the
 compiler's own figure, and a step that does not fit is refused by it. Times are a roofline over the
-compiled program: a bound, no measurement.
+compiled program: a bound, no measurement. Several --config and --topology make a table; --largest
+also compiles larger batches until one does not fit.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import importlib.util
 import os
+import pathlib
+import re
+import sys
+import time
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -21,15 +29,38 @@ os.environ["TPU_MIN_LOG_LEVEL"] = "3"
 
 import jax
 import jax.numpy as jnp
+from aot_counts import collectives, operations
+from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.fresh import parameter_shapes, statistics_shapes
 from lunar_distill_jax.models.zoo import architecture
 from lunar_distill_jax.train import forward, sharding
+from lunar_distill_jax.train.config import read_config
 from lunar_distill_jax.train.plan import check_settings, complete
 from lunar_distill_jax.train.state import Student, Trial, init_state, unflatten
 from lunar_distill_jax.train.step import make_train_step
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Public figures of a TPU chip: FLOP/s in bfloat16, bytes/s of memory and between chips."""
+
+    flops: float
+    memory: float
+    links: float
+
+
+# cloud.google.com/tpu/docs: v5e, v5p, v6e. Between chips: the sum over a chip's links, one way.
+CHIPS = {
+    "v5e": Chip(197e12, 819e9, 200e9),
+    "v5p": Chip(459e12, 2765e9, 600e9),
+    "v6e": Chip(918e12, 1640e9, 448e9),
+}
 
 
 def shapes(of: dict[str, tuple[int, ...]]) -> Any:
@@ -56,8 +87,8 @@ def batch_shapes(config, sharding) -> dict[str, jax.ShapeDtypeStruct]:
     return out | {"pixels1": pixels, "pixels2": pixels, "pixels_valid": valid}
 
 
-def lower(config, devices):
-    """-> (the lowered step, its jaxpr's maker and arguments)"""
+def step_of(config, devices):
+    """-> (the jitted step over these devices, the shapes of its arguments)"""
     plan = check_settings(config, has_teacher=True)
     config = complete(config)
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
@@ -99,3 +130,162 @@ def lower(config, devices):
         batch_shapes(config, NamedSharding(mesh, P("data"))),
     )
     return step, arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A compiled step, per device. `over`: bytes beyond its memory; nothing else is known then."""
+
+    seconds: float
+    pairs: int
+    devices: int
+    over: float = 0.0
+    peak: int = 0
+    state: int = 0
+    flops: float = 0.0
+    counted: float = 0.0
+    accessed: float = 0.0
+    sent: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    def bounds(self, chip: Chip) -> dict[str, float]:
+        """{what: least seconds a step}"""
+        between = sum(size for _, size in self.sent.values())
+        return {
+            "compute": self.flops / chip.flops,
+            "memory": self.accessed / chip.memory,
+            "links": between / chip.links,
+        }
+
+
+def devices_of(topology: str):
+    """The devices of a TPU topology that is not here.
+
+    Raises:
+      InputError: there is no such topology, or no libtpu.
+    """
+    if topology.partition(":")[0] not in CHIPS:
+        raise InputError(f"Unknown TPU {topology!r}: choose {', '.join(CHIPS)}, as v5e:4x4.")
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as e:
+        said = str(e).splitlines()[0][:120]
+        raise InputError(
+            f"There is no TPU topology {topology!r}, or no libtpu ({said}): give one such as "
+            "v5e:4x4, and install the extra aot or set TPU_LIBRARY_PATH."
+        ) from e
+
+
+def excess_memory(message: str) -> float | None:
+    """Bytes too many by the compiler's refusal; nan where it gives none; None: another error."""
+    unit = {"K": 2**10, "M": 2**20, "G": GIB}
+    if found := re.search(r"xceed\w* [^.]*? by (?:\w+ )?([\d.]+)([KMG])", message):
+        return float(found[1]) * unit[found[2]]
+    both = r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)"
+    if found := re.search(both, message):
+        return float(found[1]) * unit[found[2]] - float(found[3]) * unit[found[4]]
+    return float("nan") if "RESOURCE_EXHAUSTED" in message else None
+
+
+def compile_step(config, devices):
+    """-> (operations of all devices by the jaxpr, the compiled step, or bytes beyond memory)"""
+    step, arguments = step_of(config, devices)
+    traced = step.jitted.trace(*arguments)
+    flops = operations(traced.jaxpr.jaxpr)
+    try:
+        return flops, traced.lower(lowering_platforms=("tpu",)).compile()
+    except jax.errors.JaxRuntimeError as e:
+        excess = excess_memory(str(e))
+        if excess is None:
+            raise
+        return flops, excess
+
+
+def report(config, topology: str) -> Report:
+    """Compiles the step of a config (complete) for a topology.
+
+    Raises:
+      InputError: there is no such topology, or the config cannot be used.
+    """
+    devices = devices_of(topology)
+    start = time.perf_counter()
+    flops, compiled = compile_step(config, devices)
+    known: dict[str, Any] = {
+        "pairs": config.batch,
+        "devices": len(devices),
+        "flops": flops / len(devices),
+    }
+    if isinstance(compiled, float):
+        return Report(time.perf_counter() - start, over=compiled, **known)
+    # The compiler counts a loop's body once: a micro-batch as a step of its own is compiled too.
+    part = compiled
+    if config.accumulate > 1:
+        one = config.copy_and_resolve_references()
+        one.batch, one.accumulate = config.batch // config.accumulate, 1
+        _, part = compile_step(one, devices)
+    memory, cost = compiled.memory_analysis(), part.cost_analysis()
+    return Report(
+        time.perf_counter() - start,
+        peak=memory.peak_memory_in_bytes,
+        state=memory.argument_size_in_bytes,
+        counted=config.accumulate * cost.get("flops", 0.0),
+        accessed=config.accumulate * cost.get("bytes accessed", 0.0),
+        sent=collectives(compiled.as_text(), len(devices)),
+        **known,
+    )
+
+
+def describe(name: str, topology: str, config, r: Report) -> str:
+    chip = CHIPS[topology.partition(":")[0]]
+    micro = r.pairs / r.devices / config.accumulate * max(1, config.mesh.trial)
+    lines = [f"{name} on {topology}: {r.pairs} pairs a step, {r.devices} devices"]
+    lines.append(f"  {config.accumulate} micro-batches of {micro:g} pairs a device and trial")
+    lines.append(f"  compiled in {r.seconds:.0f} s")
+    if r.over:
+        lines.append(f"  does NOT fit: {r.over / GIB:.2f} GiB too much on every device")
+        return "\n".join(lines)
+    lines.append(
+        f"  fits: peak {r.peak / GIB:.2f} GiB a device, {r.state / GIB:.2f} of it arguments"
+    )
+    lines.append(
+        f"  {r.flops / 1e12:.2f} TFLOP a device by the jaxpr; the compiler counts "
+        f"{r.counted / 1e12:.2f} (not in kernels; of loops in it, the body once)"
+    )
+    for kind, (count, size) in r.sent.items():
+        lines.append(f"  {kind}: {count} times, {size / 2**20:.1f} MiB sent by a device")
+    lines.append(f"  {r.accessed / 1e9:.1f} GB of memory accessed")
+    lines.append(f"  arithmetic intensity {r.flops / max(r.accessed, 1):.0f} FLOP a byte")
+    bounds = r.bounds(chip)
+    longest = max(bounds, key=bounds.__getitem__)
+    times = ", ".join(f"{k} {v * 1e3:.1f}" for k, v in bounds.items())
+    mfu = bounds["compute"] / bounds[longest]
+    lines.append(f"  least ms a step: {times}; bound by {longest}, MFU at most {100 * mfu:.0f} %")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", action="append", required=True, metavar="F.py[:mode]")
+    parser.add_argument("--topology", action="append", required=True, metavar="v5e:4x4")
+    args, overrides = parser.parse_known_args()
+    installed = importlib.util.find_spec("libtpu")
+    if "TPU_LIBRARY_PATH" not in os.environ and installed and installed.submodule_search_locations:
+        folder = pathlib.Path(next(iter(installed.submodule_search_locations)))
+        os.environ["TPU_LIBRARY_PATH"] = str(folder / "libtpu.so")
+    worst = 0
+    for source in args.config:
+        for topology in args.topology:
+            try:
+                config = complete(read_config(source, overrides))
+                r = report(config, topology)
+            except InputError as error:
+                print(f"aot_tpu: {error}", file=sys.stderr)
+                return 2
+            print(describe(source, topology, config, r), flush=True)
+            worst |= bool(r.over)
+    return int(worst)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@ r"""Timings, each as a ratio against a named peer in the same run: interleaved m
 
     make bench            # or: .venv/bin/python tools/bench.py --rounds 15
     .venv/bin/python tools/bench.py --rounds 5 --torch /path/to/python-with-torch
+    .venv/bin/python tools/bench.py --rounds 5 --step 224
 
 Absolute times belong to the machine of the day; only the ratios travel.
 """
@@ -18,16 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from bench_students import bench_bfloat16, bench_depthwise, bench_students
 from bench_teacher import bench_teacher
+from bench_training import bench_real_step, bench_training
 
-from lunar_distill_jax import api, moon
-from lunar_distill_jax.demo import get_config
-from lunar_distill_jax.losses.settings import LossSettings
-from lunar_distill_jax.models.compute import Compute
+from lunar_distill_jax import moon
 from lunar_distill_jax.models.resize import double
-from lunar_distill_jax.train import forward
-from lunar_distill_jax.train.optim import OptimSettings
-from lunar_distill_jax.train.state import Student, Trial, init_state
-from lunar_distill_jax.train.step import make_train_step
 
 
 def compare(label: str, ours: Callable, peer_label: str, peer: Callable, rounds: int) -> None:
@@ -84,41 +79,6 @@ def bench_double(rounds: int) -> None:
     )
 
 
-def bench_step(rounds: int) -> None:
-    """What the teacher inside the step costs: the student trained on given targets is the peer."""
-    teacher, student = api.build("moonlet"), api.build("moonlet-student")
-    weights = {k: v for k, v in get_config().loss.items() if v and k != "features"}
-    rng = np.random.default_rng(0)
-    shape = (8, 96, 96)
-    batch = {k: rng.normal(size=(*shape, 3)).astype(np.float32) for k in ("image1", "image2")}
-    for k in ("points1", "points2"):
-        batch[k] = rng.normal(size=(*shape, 3)).astype(np.float32) + 3
-    batch |= {k: np.ones(shape, bool) for k in ("valid1", "valid2")}
-    compiled = Student(student.config, OptimSettings(steps=10**6), tuple(weights))
-    trials = [Trial(student.params, weights, lr=1e-4)]
-    settings = LossSettings()
-
-    def runner(target_fn, variables):
-        step = make_train_step({"": compiled}, target_fn, settings)
-        state = init_state({"": (compiled, trials)}, None)
-
-        def run():
-            nonlocal state
-            state, metrics = step(state, variables, batch)
-            jax.block_until_ready(metrics)
-
-        return run
-
-    live = forward.live_teacher(teacher.config, compiled.on, settings, compute=Compute())
-    compare(
-        "step with the live teacher, 8 pairs, 96 px",
-        runner(live, teacher.variables),
-        "step on given targets",
-        runner(forward.ground_truth(compiled.on), None),
-        rounds,
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
@@ -128,18 +88,24 @@ def main() -> None:
     parser.add_argument(
         "--keep", metavar="DIR", help="with --torch: where the weights (5.5 GB) stay for next time"
     )
+    parser.add_argument(
+        "--step", type=int, metavar="PX", help="times one step of the real mast3r and s3 only"
+    )
     args = parser.parse_args()
     rounds = args.rounds
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, medians of {rounds} rounds")
     if args.torch:
         bench_teacher(args.torch, rounds, args.keep)
         return
+    if args.step:
+        bench_real_step(args.step, rounds)
+        return
     bench_students(["slim-s", "slim-ti", "slim-mobile", "s3"], 384, 512, min(rounds, 5))
     bench_bfloat16(rounds)
     bench_depthwise(rounds)
     bench_double(rounds)
     bench_render(rounds)
-    bench_step(rounds)
+    bench_training(rounds)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lunar_distill_jax.cli import (
+    cache,
     convert,
     demo,
     describe,
@@ -21,7 +22,7 @@ from lunar_distill_jax.cli import (
 )
 from lunar_distill_jax.errors import InputError
 
-VERBS = (demo, render, validate, describe, init, train, evaluate, reconstruct, convert, info)
+VERBS = (demo, render, validate, describe, init, cache, train, evaluate, reconstruct, convert, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """Matching of local features between the views, at lists of pixels (Leroy et al. 2024, MASt3R).
 
-desc: pair of [B, H, W, K]; pixels: pair of int32 [B, M, 2] (x, y), entry i of one belongs to entry
-i of the other where valid [B, M]; the others are negatives of all.
+desc: pair of [B, H, W, K] of unit norm; pixels: pair of int32 [B, M, 2] (x, y), entry i of one
+belongs to entry i of the other where valid [B, M]; the others are negatives of all.
 """
 
 from __future__ import annotations
@@ -81,7 +81,12 @@ def losses(desc, pixels, settings: MatchingSettings, order: Any = None):
     s = settings
     a, b = (gather_pixels(d, p) for d, p in zip(desc, pixels, strict=True))
     entry = functools.partial(
-        infonce.info_nce, mode=s.mode, temperature=s.temperature, block=s.block, floor=s.floor
+        infonce.info_nce,
+        mode=s.mode,
+        temperature=s.temperature,
+        block=s.block,
+        floor=s.floor,
+        kind="unit" if s.temperature >= infonce.WARM else "cosine",
     )
     if s.padding:
         more = unlisted(pixels[1], desc[1].shape[1], desc[1].shape[2], s.padding)

@@ -34,9 +34,13 @@ def prediction_from_raw(raw, *, two_confs: bool) -> Prediction:
     desc_conf = conf
     if two_confs:
         desc, desc_conf = desc[..., :-1], jnp.exp(desc[..., -1])
+    return Prediction(points_from_raw(points), conf, unit_descriptors(desc), desc_conf)
+
+
+def unit_descriptors(desc):
+    """[..., K] of unit norm."""
     # Without a shift an all-zero descriptor is nan (0 / 0), in value and in gradient.
-    norm = jnp.sqrt(jnp.maximum(jnp.sum(desc * desc, -1, keepdims=True), 1e-24))
-    return Prediction(points_from_raw(points), conf, desc / norm, desc_conf)
+    return desc / jnp.sqrt(jnp.maximum(jnp.sum(desc * desc, -1, keepdims=True), 1e-24))
 
 
 class LocalFeatures(nn.Module):

@@ -17,6 +17,7 @@ from lunar_distill_jax import api, atomic
 from lunar_distill_jax.data.batches import check_pairs, training_batches
 from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.train import forward, sharding
+from lunar_distill_jax.train.cache_samples import cached_batches, open_cache
 from lunar_distill_jax.train.checkpoint import Checkpoints
 from lunar_distill_jax.train.plan import check_settings, complete
 from lunar_distill_jax.train.state import Student, TrainState, Trial, init_state
@@ -93,7 +94,10 @@ def train_together(
     teacher_variables = None if teacher is None else jax.tree.map(np.asarray, teacher.variables)
 
     # The step: one program with the teacher and every student inside.
-    if teacher is None:
+    cache = None
+    if teacher is not None and config.cache:
+        cache, target_fn, teacher_variables = open_cache(config, plan, teacher, pairs)
+    elif teacher is None:
         target_fn = forward.ground_truth(plan.on, symmetric=config.symmetric)
     else:
         target_fn = forward.live_teacher(
@@ -130,14 +134,18 @@ def train_together(
         for folder in folders:
             atomic.make_folder(workdir / folder)
             _forget_after(workdir / folder, first)
-        batches = training_batches(
-            pairs,
-            seed=config.seed,
-            batch=config.batch,
-            augmented=config.augment,
-            matching=config.matches if plan.true_matches else 0,
-            start=first,
-        )
+        matches = config.matches if plan.true_matches else 0
+        if cache is not None:
+            batches = cached_batches(config, pairs, cache, matches=matches, start=first)
+        else:
+            batches = training_batches(
+                pairs,
+                seed=config.seed,
+                batch=config.batch,
+                augmented=config.augment,
+                matching=matches,
+                start=first,
+            )
 
         # The loop.
         skipped = {folder: _skipped(state, *at) for folder, at in folders.items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.losses.distill import loss_terms, objective
 from lunar_distill_jax.losses.settings import LossSettings
 from lunar_distill_jax.train import sharding
@@ -30,7 +32,7 @@ def make_train_step(
     mesh: Mesh | None = None,
     state: TrainState | None = None,
     teacher: Any = None,
-) -> Callable[[TrainState, Any, Mapping[str, Any]], tuple[TrainState, dict[str, Any]]]:
+) -> Step:
     """-> jitted (state, teacher's variables, batch) -> (state, metrics); the old state is donated.
 
     target_fn:  `forward.live_teacher`, `forward.ground_truth`, or what reads a cache
@@ -72,15 +74,39 @@ def make_train_step(
         return TrainState(state.step + 1, new), metrics
 
     if mesh is None:
-        return jax.jit(train_step, donate_argnums=0)
+        return Step(jax.jit(train_step, donate_argnums=0))
     states = sharding.state_sharding(state, mesh)
     teachers = sharding.params_sharding(teacher, mesh)
-    return jax.jit(
-        train_step,
-        in_shardings=(states, teachers, NamedSharding(mesh, P("data"))),
-        out_shardings=(states, NamedSharding(mesh, P())),
-        donate_argnums=0,  # the old state's buffers become the new state's
+    return Step(
+        jax.jit(
+            train_step,
+            in_shardings=(states, teachers, NamedSharding(mesh, P("data"))),
+            out_shardings=(states, NamedSharding(mesh, P())),
+            donate_argnums=0,  # the old state's buffers become the new state's
+        )
     )
+
+
+class Step:
+    """A jitted function whose want of memory is said in words; `jitted` has `lower` and `trace`."""
+
+    def __init__(self, jitted):
+        self.jitted = jitted
+
+    def __call__(self, *arguments):
+        """Raises InputError where the devices' memory is too small for the program."""
+        try:
+            return self.jitted(*arguments)
+        except jax.errors.JaxRuntimeError as e:
+            if "RESOURCE_EXHAUSTED" not in str(e):
+                raise
+            sizes = re.findall(r"[\d.]+ ?(?:[KMGT]i?B?|bytes)\b", str(e))
+            numbers = f" (the compiler says {', '.join(sizes[:3])})" if sizes else ""
+            raise InputError(
+                f"The step does not fit in the memory of {jax.devices()[0].device_kind}{numbers}: "
+                "raise accumulate, set compute.remat=blocks, or lower batch; tools/aot_tpu.py says "
+                "how much a TPU lacks."
+            ) from e
 
 
 def _update(student: Student, settings: LossSettings, symmetric: bool, accumulate: int):

@@ -1,0 +1,200 @@
+r"""What training costs: students together against runs of their own, a cache against the teacher.
+
+    make bench                                           # small networks of the real ratio of work
+    .venv/bin/python tools/bench.py --step 224           # one step of the real mast3r and s3
+
+All runs take turns in one process; the figures are medians, and ratios of medians.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from lunar_distill_jax import api
+from lunar_distill_jax.data.batches import make_batch
+from lunar_distill_jax.data.synthetic import synthetic_pairs
+from lunar_distill_jax.losses.settings import LossSettings, loss_settings
+from lunar_distill_jax.models.compute import Compute
+from lunar_distill_jax.models.config import StereoConfig
+from lunar_distill_jax.models.zoo import architecture
+from lunar_distill_jax.train import cached, forward
+from lunar_distill_jax.train.cache import Samples, TeacherCache, identity_of, write_cache
+from lunar_distill_jax.train.optim import OptimSettings
+from lunar_distill_jax.train.state import Student, Trial, init_state
+from lunar_distill_jax.train.step import make_train_step
+
+WEIGHTS = {"points": 1.0, "matching": 0.075, "features": 0.1, "sobel": 1.0}
+SETTINGS = loss_settings({"matching": {"confidence": "mean"}})
+PAIRS, SIZE, MATCHES = 2, 128, 1024
+
+
+def narrow(config: StereoConfig, share: int) -> StereoConfig:
+    """The architecture with every width and number of heads divided, and its depth kept."""
+    encoder, decoder, head = config.encoder, config.decoder, config.head
+    parts = {}
+    if hasattr(encoder, "model"):
+        model = encoder.model
+        model = dataclasses.replace(
+            model, width=model.width // share, heads=max(1, model.heads // share)
+        )
+        parts["encoder"] = dataclasses.replace(encoder, model=model, width=encoder.width // share)
+    else:
+        parts["encoder"] = dataclasses.replace(
+            encoder, width=encoder.width // share, heads=encoder.heads // share
+        )
+    parts["decoder"] = dataclasses.replace(
+        decoder, width=decoder.width // share, heads=max(1, decoder.heads // share)
+    )
+    parts["head"] = dataclasses.replace(
+        head,
+        width=head.width // share,
+        last=head.last // share,
+        layers=tuple(n // share for n in head.layers),
+    )
+    return dataclasses.replace(config, name=f"{config.name}/{share}", **parts)
+
+
+@dataclasses.dataclass
+class Program:
+    """A compiled step and its state; each call is one step, done when it returns."""
+
+    step: Callable
+    state: Any
+    variables: Any
+    batch: Mapping[str, Any]
+    times: list[float] = dataclasses.field(default_factory=list)
+
+    def __call__(self) -> None:
+        start = time.perf_counter()
+        self.state, metrics = self.step(self.state, self.variables, self.batch)
+        jax.block_until_ready(metrics)
+        self.times.append(time.perf_counter() - start)
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.times[1:])
+
+
+def program(
+    config: StereoConfig,
+    copies: int,
+    trials: int,
+    target_fn,
+    variables,
+    batch,
+    *,
+    width: int,
+    settings: LossSettings = SETTINGS,
+    compute: Compute = Compute(),
+) -> Program:
+    """The step of `copies` students of `trials` trials each."""
+    student = Student(config, OptimSettings(steps=10**6), tuple(WEIGHTS), compute)
+    first = api.build(config)
+
+    def all_trials(index: int):
+        return [
+            Trial(first.params, WEIGHTS, 1e-4 * (1 + i), index * trials + i, first.batch_stats)
+            for i in range(trials)
+        ]
+
+    names = [str(i) for i in range(copies)]
+    state = init_state({n: (student, all_trials(i)) for i, n in enumerate(names)}, width)
+    step = make_train_step(dict.fromkeys(names, student), target_fn, settings, symmetric=True)
+    return Program(step, jax.device_put(state), variables, batch)
+
+
+def in_turns(programs: Mapping[str, Program], rounds: int) -> None:
+    for _ in range(rounds + 1):  # the first compiles
+        for run in programs.values():
+            run()
+
+
+def bench_training(rounds: int) -> None:
+    """Students and trials in one program, and the cache, with a fourth of the real widths."""
+    teacher_config = narrow(dataclasses.replace(architecture("mast3r"), keep_unused=False), 4)
+    student = narrow(architecture("s3"), 4)
+    teacher = api.build(teacher_config)
+    width = teacher_config.encoder.width
+    pairs = list(synthetic_pairs(0, PAIRS, SIZE))
+    rngs = [np.random.default_rng(i) for i in range(PAIRS)]
+    batch = make_batch(pairs, rngs, augmented=False, matching=MATCHES)
+    said = {"symmetric": True, "matches": MATCHES}
+    live = forward.live_teacher(teacher_config, tuple(WEIGHTS), SETTINGS, compute=Compute(), **said)
+    variables = jax.device_put(teacher.variables)
+    programs = {
+        f"{k} students": program(student, k, 1, live, variables, batch, width=width)
+        for k in (1, 2, 4)
+    }
+    programs["8 trials"] = program(student, 1, 8, live, variables, batch, width=width)
+    with tempfile.TemporaryDirectory() as folder:
+        samples = Samples("pair", PAIRS, PAIRS, lambda n: batch, {})
+        fields = cached.kept_fields(tuple(WEIGHTS), SETTINGS)
+        options: dict[str, Any] = {"compute": Compute(), "symmetric": True}
+        about = write_cache(folder, teacher, samples, fields, **options)
+        cache = TeacherCache(folder, identity_of(teacher, samples, **options), fields)
+        start = time.perf_counter()
+        held = cache.with_targets(batch, range(PAIRS))
+        reading = (time.perf_counter() - start) / PAIRS
+        few = cached.descriptor_variables(teacher_config, teacher.params, (), SETTINGS)
+        own = cached.cached_teacher(teacher_config, tuple(WEIGHTS), SETTINGS, **said)
+        programs["cached"] = program(student, 1, 1, own, few, held, width=width)
+        in_turns(programs, rounds)
+    one, offline = programs["1 students"].seconds, programs["cached"].seconds
+    print(
+        f"training, {teacher_config.name} into {student.name}: {PAIRS} pairs both ways round, "
+        f"{SIZE} px, {MATCHES} matches"
+    )
+
+    def row(ours: str, seconds: float, peer: str, other: float) -> None:
+        share = f"{seconds / other:.2f} of it"
+        print(
+            f"  {ours:24s} {seconds * 1e3:8.0f} ms, {seconds * 1e3 / PAIRS:6.0f} a pair   "
+            f"{peer:18s} {other * 1e3:8.0f} ms   {share}"
+        )
+
+    for k in (1, 2, 4):
+        row(f"{k} students in one step", programs[f"{k} students"].seconds, f"{k} steps", k * one)
+    row("8 trials in one step", programs["8 trials"].seconds, "8 steps", 8 * one)
+    row("step from the cache", offline, "live teacher", one)
+    size = about["bytes_per_pair"] / 1e6
+    print(f"  reading the cache takes {reading * 1e3:.1f} ms and {size:.2f} MB a pair")
+
+
+def bench_real_step(size: int, rounds: int) -> None:
+    """One step of s3 taught by mast3r: a pair both ways round, 8192 matches, float32."""
+    matches, rng = 8192, np.random.default_rng(0)
+    teacher_config = dataclasses.replace(architecture("mast3r"), keep_unused=False)
+    variables = jax.device_put(api.build(teacher_config).variables)
+    shape = (1, size, size)
+    batch: dict[str, Any] = {f"valid{v}": np.ones(shape, bool) for v in (1, 2)}
+    for v in (1, 2):
+        batch[f"image{v}"] = rng.uniform(-1, 1, (*shape, 3)).astype(np.float32)
+        batch[f"pixels{v}"] = rng.integers(0, size, (1, matches, 2)).astype(np.int32)
+    batch["pixels_valid"] = np.arange(matches)[None] < matches // 2
+    live = forward.live_teacher(
+        teacher_config,
+        tuple(WEIGHTS),
+        SETTINGS,
+        symmetric=True,
+        matches=matches,
+        compute=Compute(),
+    )
+    width = teacher_config.encoder.width
+    run = program(architecture("s3"), 1, 1, live, variables, batch, width=width)
+    for _ in range(rounds + 1):
+        run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"one step, mast3r into s3, {size} px, one pair both ways round, {matches} matches: "
+        f"{run.seconds:.2f} s (median of {rounds}; the first, with compilation, "
+        f"{run.times[0]:.0f} s), peak memory of the process {peak:.2f} GiB"
+    )
