@@ -228,14 +228,15 @@ def test_records_keep_numbers_to_their_sixteen_bits():
     np.testing.assert_array_equal(unpack(pack(arrays, exact=False))[0]["points"], points)
 
 
-def test_the_verb_writes_a_cache_for_one_run_only(tmp_path, capsys):
+def test_the_verb_writes_a_cache_for_one_run_only(teacher, tmp_path, capsys):
+    ld.save(teacher, tmp_path / "teacher.safetensors")
     config = tmp_path / "config.py"
     config.write_text(
         "from lunar_distill_jax.demo import get_config as demo\n"
         "def get_config(mode=''):\n"
         "    c = demo('tiny')\n"
         "    c.steps, c.batch, c.data.geometries, c.cache = 2, 2, 2, ''\n"
-        "    c.teacher, c.data.size = 'test', 32\n"
+        f"    c.teacher, c.data.size = {str(tmp_path / 'teacher.safetensors')!r}, 32\n"
         "    return c\n"
     )
     out = tmp_path / "out"
