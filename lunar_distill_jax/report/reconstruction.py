@@ -122,8 +122,14 @@ def _photographs(made: Reconstruction) -> list[bytes]:
             u, v = (x + 0.5) * scale, (y + 0.5) * scale
             colour = tuple(int(c) for c in colours[int(np.clip(t, 0, 1) * (figures.LEVELS - 1))])
             draw.ellipse([u - 4, v - 4, u + 4, v + 4], fill=colour, outline=(255, 255, 255))
-            draw.text((u + 6, v - 7), str(number), fill=colour, font_size=13, stroke_width=2,
-                      stroke_fill=(0, 0, 0))  # fmt: skip
+            draw.text(
+                (u + 6, v - 7),
+                str(number),
+                fill=(255, 255, 255),
+                font_size=13,
+                stroke_width=2,
+                stroke_fill=(0, 0, 0),
+            )
         out = io.BytesIO()
         picture.save(out, "PNG")
         pictures.append(out.getvalue())
