@@ -140,8 +140,6 @@ def conditions(evaluation: Evaluation) -> str:
         rows = []
         for condition, heading in CONDITIONS.items():
             bins = first["trajectory"] if condition == "trajectory" else first["by"][condition]
-            if len(bins) < 2 and condition != "trajectory":
-                continue
             rows.append(
                 f'<tr class="heading"><th colspan="{2 + len(evaluation.summary)}" scope="rowgroup">'
                 f"{html.escape(heading)}</th></tr>"
