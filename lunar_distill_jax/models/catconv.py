@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lunar_distill_jax.models.config import HeadConfig
+from lunar_distill_jax.models.convolution import Conv
 from lunar_distill_jax.models.dpt import ResidualUnit, conv1x1
 
 
@@ -42,6 +43,6 @@ class CatConv(nn.Module):
         x = ResidualUnit(self.dtype, name="unit0")(x)
         x = depth_to_space(conv1x1(4 * c.width, dtype=self.dtype, name="expand")(x), 4)
         x = ResidualUnit(self.dtype, name="unit1")(x)  # [B, 4 h, 4 w, width / 4]
-        x = nn.relu(nn.Conv(c.last, (3, 3), padding=1, dtype=self.dtype, name="head1")(x))
+        x = nn.relu(Conv(c.last, (3, 3), padding=1, dtype=self.dtype, name="head1")(x))
         x = conv1x1(16 * self.channels, name="head2")(x.astype(jnp.float32))
         return depth_to_space(x, 4)

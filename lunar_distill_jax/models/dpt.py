@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lunar_distill_jax.models.config import HeadConfig
+from lunar_distill_jax.models.convolution import Conv
 from lunar_distill_jax.models.layers import LayerNorm
 from lunar_distill_jax.models.resize import double
 
@@ -49,7 +50,7 @@ class ResidualUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        conv = functools.partial(nn.Conv, x.shape[-1], (3, 3), padding=1, dtype=self.dtype)
+        conv = functools.partial(Conv, x.shape[-1], (3, 3), padding=1, dtype=self.dtype)
         return x + conv(name="conv2")(nn.relu(conv(name="conv1")(nn.relu(x))))
 
 
@@ -84,7 +85,7 @@ class DensePrediction(nn.Module):
     @nn.compact
     def __call__(self, tokens, size: tuple[int, int], stem=()):
         c = self.config
-        conv = functools.partial(nn.Conv, dtype=self.dtype)
+        conv = functools.partial(Conv, dtype=self.dtype)
         maps = [t.astype(self.dtype).reshape(t.shape[0], *size, t.shape[-1]) for t in tokens]
         maps = [
             conv1x1(n, dtype=self.dtype, name=f"project{i}")(m)

@@ -1,0 +1,74 @@
+"""Convolutions of 3 x 3 whose gradient a CPU computes as matrix products."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@jax.custom_vjp
+def conv3x3(x, kernel):
+    """[B, H, W, C_in] with [3, 3, C_in, C_out], borders of 0 -> [B, H, W, C_out]"""
+    return _conv(x, kernel)
+
+
+def _conv(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=LAYOUT
+    )
+
+
+def _forward(x, kernel):
+    return _conv(x, kernel), (x, kernel)
+
+
+def _backward(saved, gradient):
+    x, kernel = saved
+    (of_x,) = jax.linear_transpose(lambda x: _conv(x, kernel), x)(gradient)
+    of_kernel = jax.lax.platform_dependent(
+        x, kernel, gradient, cpu=kernel_gradient, default=_native_kernel_gradient
+    )
+    return of_x, of_kernel
+
+
+def _native_kernel_gradient(x, kernel, gradient):
+    return jax.linear_transpose(lambda k: _conv(x, k), kernel)(gradient)[0]
+
+
+def kernel_gradient(x, kernel, gradient):
+    """The gradient of `conv3x3`'s kernel as nine products, one for each shift of x.
+
+    XLA:CPU makes of it a convolution with a kernel as large as the picture, four times slower at
+    112 x 112 pixels and more beyond.
+    """
+    height, width, channels = x.shape[1:]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    shifts = (padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3))
+    products = [
+        jnp.matmul(s.reshape(-1, channels).T, flat, preferred_element_type=jnp.float32)
+        for s in shifts
+    ]
+    return jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
+
+
+conv3x3.defvjp(_forward, _backward)
+
+
+def convolution(x, kernel, window_strides, padding, *_, **options):
+    """lax.conv_general_dilated for `nn.Conv`, by `conv3x3` where that is meant."""
+    plain = kernel.shape[:2] == (3, 3) and tuple(window_strides) == (1, 1)
+    whole = options.get("feature_group_count", 1) == 1
+    dilated = any(d != 1 for k in ("lhs_dilation", "rhs_dilation") for d in options.get(k) or ())
+    if plain and whole and not dilated and padding in ([(1, 1), (1, 1)], ((1, 1), (1, 1))):
+        if options.get("precision") is None:
+            return conv3x3(x, kernel)
+    return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, *_, **options)
+
+
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)
