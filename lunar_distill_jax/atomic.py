@@ -29,6 +29,20 @@ def check_writable(folder: str | os.PathLike) -> pathlib.Path:
         ) from e
 
 
+def check_new(folder: str | os.PathLike) -> pathlib.Path:
+    """As `check_writable`, and there must be nothing in `folder` yet.
+
+    Raises:
+      InputError: `folder` is a file, holds something already, or cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(
+            f"The output folder {folder} is not empty: give a new one, or delete it first."
+        )
+    return check_writable(folder)
+
+
 def make_folder(folder: str | os.PathLike) -> pathlib.Path:
     """Creates `folder` if needed and returns it.
 
@@ -65,11 +79,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     Raises:
       InputError: `path` holds something already, or cannot be written.
     """
-    path = pathlib.Path(path)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise InputError(
-            f"The output folder {path} is not empty: give a new one, or delete it first."
-        )
+    path = check_new(path)
     make_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -224,6 +224,13 @@ def test_wrong_numbers_are_one_sentence(portraits, tmp_path, capsys, change, mes
     assert message in said and said.count("\n") == 1 and not (tmp_path / "o").exists()
 
 
+def test_a_full_folder_is_refused_before_the_work(portraits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "reconstruct", None)
+    command = ["reconstruct", *map(str, portraits), "--out", str(tmp_path)]
+    assert cli.main(command) == 2
+    assert f"The output folder {tmp_path} is not empty" in capsys.readouterr().err
+
+
 def test_folders_are_paired_by_name(portraits, tmp_path, capsys):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()

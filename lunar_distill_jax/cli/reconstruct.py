@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
     if args.focal is not None and len(args.focal) > 2:
         raise InputError(f"--focal has {len(args.focal)} numbers: give one, or one for each view.")
     jobs = _jobs(pathlib.Path(args.image1), pathlib.Path(args.image2), pathlib.Path(args.out))
-    atomic.check_writable(args.out)
+    for _, _, out in jobs:
+        atomic.check_new(out)  # now, and not after a minute of work
     stereo = api.load(args.model)
     refused = []
     with Progress(len(jobs), "reconstruct") as progress:
