@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from lunar_distill_jax import api
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.evaluation import baselines, classical, colmap, efficiency, rectified
-from lunar_distill_jax.evaluation.network import predictor
+from lunar_distill_jax.evaluation.network import SIDE, predictor
 from lunar_distill_jax.evaluation.run import Predictor
 from lunar_distill_jax.models.zoo import ARCHITECTURES
 from lunar_distill_jax.twoview import essential
 
 BASELINES = ("plane", "sift", "sgm", "colmap")
 UNTRAINED = "(untrained)"  # in the name of an architecture that was given no weights
-SIDE = 96  # of frames, where no model says what it was trained at
 
 
 def networks(sources: Sequence[str]) -> dict[str, api.Stereo]:

@@ -19,6 +19,7 @@ from lunar_distill_jax.types import PointMaps, StereoPair
 
 SEEDS = 4096  # about as many pixels of view 1 look for a match
 MOST_MATCHES = 2000  # the surest
+SIDE = 96  # of frames, where a model does not say what it was trained at
 BORDER_PX = 3  # descriptors at the rim of a frame see half of their surroundings
 
 
@@ -90,14 +91,14 @@ def evaluate(
     stereo: api.Stereo,
     dataset: str | os.PathLike | Iterable[StereoPair],
     protocol: str = "ours",
-    size: int = 96,
+    size: int | None = None,
 ) -> dict:
     """Mean metrics of a network over the geometries of a data set, as `run.summarise` has them.
 
     dataset: a folder in StereoLunar's format, "synthetic" for 36 rendered pairs, or the pairs
              themselves
-    size:    frames of a folder are resized to size x size (default: what `moonlet` was trained
-             at); pairs are taken as they are
+    size:    frames of a folder are resized to size x size (default: what the model was trained at,
+             or 96 where its meta is silent); pairs are taken as they are
 
     Raises:
       InputError: an unknown protocol, or a data set that cannot be read.
@@ -108,6 +109,7 @@ def evaluate(
     if not isinstance(dataset, str | os.PathLike):
         pairs = dataset
     else:
-        _, pairs = open_pairs(dataset, size=size, geometries=36, seed=0)
+        side = size or stereo.training_side or SIDE
+        _, pairs = open_pairs(dataset, size=side, geometries=36, seed=0)
     models = {"model": predictor(stereo, matches=True)}
     return run.evaluate(models, pairs, protocol=PROTOCOLS[protocol]).summary["model"]
