@@ -96,9 +96,9 @@ def two_sample(rows: np.ndarray, real: np.ndarray, fold: Sequence[str]) -> dict[
     rows: [N, D] what the classifier sees; real: bool [N]; fold: of each row. A fold must hold
     both kinds, and all frames of each of its grounds.
     """
-    label, fold = np.asarray(real).astype(int), np.asarray(fold)
+    label, folds = np.asarray(real).astype(int), np.asarray(fold)
     found = {}
-    for name in dict.fromkeys(fold.tolist()):
-        out = fold == name
+    for name in dict.fromkeys(fold):
+        out = folds == name
         found[name] = auc(logistic_scores(rows[~out], label[~out], rows[out]), label[out])
     return found

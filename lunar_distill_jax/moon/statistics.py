@@ -165,14 +165,14 @@ def flight_statistics(pair: StereoPair) -> dict[str, float]:
         points = geometry.backproject(pair.depth_m[view], pair.K[view])[valid]
         ground = np.linalg.norm(geometry.transform(T, points), axis=1)
         centre = np.linalg.norm(T[:3, 3])
-        altitude.append((centre - np.median(ground)) / 1e3)
-        tilt.append(np.rad2deg(np.arccos(np.clip(-T[:3, 2] @ T[:3, 3] / centre, -1, 1))))
+        altitude.append(float(centre - np.median(ground)) / 1e3)
+        tilt.append(float(np.rad2deg(np.arccos(np.clip(-T[:3, 2] @ T[:3, 3] / centre, -1, 1)))))
     T = geometry.relative_pose(pair.T_world_cam)
     angle = np.arccos(np.clip((np.trace(T[:3, :3]) - 1) / 2, -1, 1))
     roll = np.arctan2(T[1, 0] - T[0, 1], T[0, 0] + T[1, 1])
     return {
         "altitude km": altitude[0],
-        "B/H": float(np.linalg.norm(T[:3, 3])) / 1e3 / np.mean(altitude),
+        "B/H": float(np.linalg.norm(T[:3, 3]) / 1e3 / np.mean(altitude)),
         "off-nadir": tilt[0],
         "off-nadir 2": tilt[1],
         "rotation": float(np.rad2deg(angle)),

@@ -1,0 +1,67 @@
+r"""How fast the Moon is rendered: pairs per CPU second with all ground truth, at three sizes.
+
+    .venv/bin/python tools/bench_moon.py
+    .venv/bin/python tools/bench_moon.py --sizes 224 --presets stereolunar --seconds 20
+
+Columns: one pair a terrain; three suns over each camera pair (what `lunar-distill render` does);
+three suns over four camera pairs that share a terrain. Trajectories take turns. CPU seconds do not
+see other programs; `render` makes a scene on each core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+
+from lunar_distill_jax import moon
+
+TRAJECTORIES = ("nadir", "oblique", "dynamic")
+SEED = 700_000
+
+
+def rate(make: Callable[[int], list], seconds: float) -> float:
+    """Pairs per CPU second of `make(index)` -> pairs, over whole rounds of the trajectories."""
+    made, start, numbers = 0, time.process_time(), itertools.count()
+    while time.process_time() - start < seconds:
+        made += sum(len(make(index)) for index in itertools.islice(numbers, 3))
+    return made / (time.process_time() - start)
+
+
+def bench(size: int, preset: str, seconds: float) -> list[float]:
+    kind = moon.preset(preset)
+
+    def single(index: int) -> list:
+        return [moon.make_pair(SEED + index, TRAJECTORIES[index % 3], size, moon=kind)]
+
+    def suns(index: int, geometries: int = 1) -> list:
+        trajectory = TRAJECTORIES[index % 3]
+        return moon.make_lightings(SEED + index, trajectory, size, moon=kind, geometries=geometries)
+
+    suns(0, 2)  # compiles everything
+    return [
+        rate(single, seconds),
+        rate(suns, seconds),
+        rate(lambda index: suns(index, 4), seconds),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 224, 512])
+    parser.add_argument("--presets", nargs="+", default=["first", "stereolunar"])
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (3)")
+    args = parser.parse_args()
+    print("| pixels | preset | one pair | 3 suns | 3 suns x 4 camera pairs |")
+    print("|---:|---|---:|---:|---:|")
+    for size in args.sizes:
+        for preset in args.presets:
+            rates = bench(size, preset, args.seconds)
+            print(f"| {size} | {preset} |" + "".join(f" {r:.1f} |" for r in rates), flush=True)
+
+
+if __name__ == "__main__":
+    main()
