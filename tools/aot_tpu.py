@@ -5,8 +5,8 @@ r"""Compiles the training step for TPUs that are not here, and says what it woul
 
 libtpu compiles on a CPU machine (installed, or TPU_LIBRARY_PATH=.../libtpu.so). Memory is the
 compiler's own figure, and a step that does not fit is refused by it. Times are a roofline over the
-compiled program: a bound, no measurement. Several --config and --topology make a table; --largest
-also compiles larger batches until one does not fit.
+compiled program: a bound, no measurement. --config and --topology may be given several times; what
+follows as --config.key=value changes all configs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import math
 import os
 import pathlib
 import re
@@ -48,18 +49,21 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Public figures of a TPU chip: FLOP/s in bfloat16, bytes/s of memory and between chips."""
+    """Public figures of a TPU chip: FLOP/s in bfloat16, bytes/s of memory and between chips, and
+    the bytes of memory that the compiler has to give.
+    """
 
     flops: float
     memory: float
     links: float
+    capacity: float
 
 
 # cloud.google.com/tpu/docs: v5e, v5p, v6e. Between chips: the sum over a chip's links, one way.
 CHIPS = {
-    "v5e": Chip(197e12, 819e9, 200e9),
-    "v5p": Chip(459e12, 2765e9, 600e9),
-    "v6e": Chip(918e12, 1640e9, 448e9),
+    "v5e": Chip(197e12, 819e9, 200e9, 15.75 * GIB),
+    "v5p": Chip(459e12, 2765e9, 600e9, 95.74 * GIB),
+    "v6e": Chip(918e12, 1640e9, 448e9, 31.25 * GIB),
 }
 
 
@@ -147,6 +151,13 @@ class Report:
     accessed: float = 0.0
     sent: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
+    def largest(self, chip: Chip) -> int:
+        """About the largest batch that fits: what is no argument grows with the batch."""
+        peak = self.peak or chip.capacity + self.over
+        grows = max(peak - self.state, 1)
+        room = chip.capacity - self.state
+        return int(self.pairs * room / grows) // self.devices * self.devices if room > 0 else 0
+
     def bounds(self, chip: Chip) -> dict[str, float]:
         """{what: least seconds a step}"""
         between = sum(size for _, size in self.sent.values())
@@ -187,17 +198,23 @@ def excess_memory(message: str) -> float | None:
 
 
 def compile_step(config, devices):
-    """-> (operations of all devices by the jaxpr, the compiled step, or bytes beyond memory)"""
+    """-> (operations of all devices by the jaxpr, bytes of arguments on a device, the compiled
+    step or the bytes beyond memory)
+    """
     step, arguments = step_of(config, devices)
     traced = step.jitted.trace(*arguments)
     flops = operations(traced.jaxpr.jaxpr)
+    held = sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(arguments)
+    )
     try:
-        return flops, traced.lower(lowering_platforms=("tpu",)).compile()
+        return flops, held, traced.lower(lowering_platforms=("tpu",)).compile()
     except jax.errors.JaxRuntimeError as e:
         excess = excess_memory(str(e))
         if excess is None:
             raise
-        return flops, excess
+        return flops, held, excess
 
 
 def report(config, topology: str) -> Report:
@@ -208,9 +225,10 @@ def report(config, topology: str) -> Report:
     """
     devices = devices_of(topology)
     start = time.perf_counter()
-    flops, compiled = compile_step(config, devices)
+    flops, held, compiled = compile_step(config, devices)
     known: dict[str, Any] = {
         "pairs": config.batch,
+        "state": held,
         "devices": len(devices),
         "flops": flops / len(devices),
     }
@@ -222,7 +240,6 @@ def report(config, topology: str) -> Report:
     return Report(
         time.perf_counter() - start,
         peak=memory.peak_memory_in_bytes,
-        state=memory.argument_size_in_bytes,
         counted=config.accumulate * cost.get("flops", 0.0),
         accessed=config.accumulate * cost.get("bytes accessed", 0.0),
         sent=collectives(compiled.as_text(), len(devices)),
@@ -238,10 +255,12 @@ def describe(name: str, topology: str, config, r: Report) -> str:
     lines.append(f"  compiled in {r.seconds:.0f} s")
     if r.over:
         lines.append(f"  does NOT fit: {r.over / GIB:.2f} GiB too much on every device")
+        lines.append(f"  with as many micro-batches about {r.largest(chip)} pairs would")
         return "\n".join(lines)
     lines.append(
         f"  fits: peak {r.peak / GIB:.2f} GiB a device, {r.state / GIB:.2f} of it arguments"
     )
+    lines.append(f"  with as many micro-batches about {r.largest(chip)} pairs would fit")
     lines.append(
         f"  {r.flops / 1e12:.2f} TFLOP a device by the jaxpr; the compiler counts "
         f"{r.counted / 1e12:.2f} (not in kernels; of loops in it, the body once)"
