@@ -73,7 +73,7 @@ def test_a_stream_that_fits_is_kept(pictures):
 def test_relabelling_the_teacher_changes_nothing(pictures):
     teacher = random_teacher()
     students = [from_calibrated(t, STUDENT)[0] for t in (teacher, relabelled(teacher))]
-    assert difference(*(outputs(s, pictures) for s in students)) < 1e-3
+    assert difference(*(outputs(s, pictures) for s in students)) < 1e-4  # seen 5e-7
 
 
 def test_activations_tell_more_than_weights(pictures):

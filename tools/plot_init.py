@@ -27,8 +27,7 @@ WHERE = {"synthetic": "unseen synthetic pairs", "real": "real frames"}
 
 
 class Study:
-    """values[metric][method]: {step: [seeds, geometries]} on one set of pairs; only steps that all
-    seeds of a method have reached."""
+    """The log's rows on one set of pairs."""
 
     def __init__(self, rows: Sequence[dict], where: str):
         self.head = rows[0]
@@ -46,18 +45,13 @@ class Study:
             [np.mean([values[p] for p, g in self.geometry.items() if g == n]) for n in self.names]
         )
 
-    def curve(self, method: str, metric: str) -> dict[int, np.ndarray]:
-        """{step: [seeds, geometries]}"""
+    def curve(self, method: str, metric: str) -> dict[int, dict[int, np.ndarray]]:
+        """{step: {seed: [geometries]}}"""
         found: dict[int, dict[int, np.ndarray]] = {}
-        for r in self._rows:
+        for r in sorted(self._rows, key=lambda r: (r["step"], r["seed"])):
             if r["method"] == method:
                 found.setdefault(r["step"], {})[r["seed"]] = self.means(r, metric)
-        seeds = max(len(s) for s in found.values())
-        return {
-            step: np.stack([s[k] for k in sorted(s)])
-            for step, s in sorted(found.items())
-            if len(s) == seeds
-        }
+        return found
 
     def draws(self, seeds: int) -> tuple[np.ndarray, np.ndarray]:
         """Resampled seeds and geometries: how often each is drawn, [RESAMPLES, ...]."""
@@ -81,12 +75,15 @@ class Study:
         that get there), the same resamples for both; inf where it is not reached."""
         ours, paper = self.curve(method, metric), self.curve("paper", metric)
         last = max(paper)
-        seeds = min(len(ours[0]), len(paper[last]))
-        a, b = self.draws(seeds)
+        seeds = [k for k in paper[last] if all(k in found for found in ours.values())]
+        a, b = self.draws(len(seeds))
         a, b = (np.concatenate([np.full((1, x.shape[1]), 1 / x.shape[1]), x]) for x in (a, b))
-        goal = np.einsum("rs,sg,rg->r", a, paper[last][:seeds], b)
-        steps = np.array(sorted(ours))
-        line = np.stack([np.einsum("rs,sg,rg->r", a, ours[s][:seeds], b) for s in steps], 1)
+        steps, lines = np.array(sorted(ours)), {}
+        for step in steps:
+            lines[step] = np.stack([ours[step][k] for k in seeds])
+        target = np.stack([paper[last][k] for k in seeds])
+        goal = np.einsum("rs,sg,rg->r", a, target, b)
+        line = np.stack([np.einsum("rs,sg,rg->r", a, lines[s], b) for s in steps], 1)
         found = np.array([crossing(steps, y, g) for y, g in zip(line, goal, strict=True)])
         low, high = np.sort(found[1:])[[int(0.025 * RESAMPLES), int(0.975 * RESAMPLES) - 1]]
         return float(found[0]), float(low), float(high), float(np.isfinite(found[1:]).mean())
@@ -112,8 +109,10 @@ def error_table(study: Study, metric: str, digits: int) -> list[str]:
         cells = []
         for step in STEPS:
             if step in curve:
-                mean, low, high = study.interval(curve[step])
-                cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+                found = np.stack(list(curve[step].values()))
+                mean, low, high = study.interval(found)
+                few = "" if len(found) == len(curve[0]) else f" ({len(found)} seed)"
+                cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]{few}")
             else:
                 cells.append("–")
         out.append(f"| `{method}` | {len(curve[0])} | {' | '.join(cells)} |")
@@ -139,16 +138,15 @@ def reach_table(studies: dict[str, Study]) -> list[str]:
 def draw_curves(studies: dict[str, Study], path: pathlib.Path) -> None:
     figure, axes = plt.subplots(1, len(studies), figsize=(9.6, 3.9), sharey=True, squeeze=False)
     for axis, (where, study) in zip(axes[0], studies.items(), strict=True):
-        ends = []
         for method, colour in zip(METHODS, COLOURS, strict=True):
             if method not in study.methods:
                 continue
             curve = study.curve(method, "to_teacher")
-            x = np.array(sorted(curve))
-            y = np.stack([curve[s].mean(1) for s in x])
-            axis.plot(x, y.mean(1), color=colour, lw=2.0, label=method, zorder=3)
-            axis.fill_between(x, y.min(1), y.max(1), color=colour, alpha=0.18, lw=0)
-            ends.append((y.mean(1)[-1], method, colour))
+            for seed in curve[0]:
+                x = [step for step in curve if seed in curve[step]]
+                y = [curve[step][seed].mean() for step in x]
+                name = method if seed == min(curve[0]) else None
+                axis.plot(x, y, color=colour, lw=1.6, alpha=0.85, label=name)
         axis.set(title=f"{WHERE[where]} ({len(study.names)} geometries)", xlabel="training steps")
         axis.set_yscale("log")
         axis.set_yticks([1, 1.5, 2, 3, 5, 10, 20], ["1", "1.5", "2", "3", "5", "10", "20"])
@@ -188,11 +186,11 @@ def draw_energy(report: dict, path: pathlib.Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("log", type=pathlib.Path)
+    parser.add_argument("log", type=pathlib.Path, nargs="+", help="of one study, by seeds")
     parser.add_argument("--report", type=pathlib.Path, help="of a calibrated student")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs"))
     args = parser.parse_args()
-    rows = [json.loads(line) for line in args.log.read_text().splitlines()]
+    rows = [json.loads(line) for log in args.log for line in log.read_text().splitlines()]
     sets = [w for w in WHERE if any(p.startswith(w) for p in rows[0]["geometries"])]
     studies = {w: Study(rows, w) for w in sets}
     print(json.dumps(rows[0]["parameters"]), json.dumps(rows[0]["settings"]))

@@ -162,7 +162,7 @@ def run_seed(seed: int, teacher: api.Stereo, training, score: Score, args, log, 
             training, seed=seed, batch=args.batch, augmented=True, matching=0, start=first
         )
         with Progress(args.steps, f"seed {seed}", done=first) as progress:
-            for step in range(first + 1, args.steps + 1):
+            for step in range(first + 1, min(args.until, args.steps) + 1):
                 batch = next(batches)
                 shared = {k: batch[k] for k in ("image1", "image2")}
                 shared["targets"] = targets_of(teacher.variables, batch, key)
@@ -199,7 +199,8 @@ def main() -> None:
     parser.add_argument("--real", type=pathlib.Path, help="a folder of real pairs to score on")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--until", type=int, default=10**9, help="go on later from this step")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--pairs", type=int, default=400, help="geometries to train on")
     parser.add_argument("--calibration", type=int, default=256, help="of these, for calibrated")
     parser.add_argument("--test", type=int, default=24, help="unseen geometries to score on")
@@ -240,8 +241,8 @@ def main() -> None:
         for pair in synthetic_pairs(FIRST_SEED, args.pairs, SIZE):
             training.append(pair)
             progress.update(1)
-    for seed in range(args.seeds):
-        if (seed, METHODS[-1], args.steps) not in done:
+    for seed in args.seeds:
+        if (seed, METHODS[-1], min(args.until, args.steps)) not in done:
             run_seed(seed, teacher, training, score, args, log, done)
 
 

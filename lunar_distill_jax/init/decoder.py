@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +27,7 @@ from lunar_distill_jax.init.tree import Affine, Flat, attention_heads, below, de
 from lunar_distill_jax.init.units import candidate_units, readout, select_units
 from lunar_distill_jax.models.config import StereoConfig
 
+THREADS = min(4, os.cpu_count() or 1)  # blocks at a time: each needs some hundred MB at full size
 NORMS = ("norm1", "norm2", "norm3", "norm_y")
 
 
@@ -81,18 +84,22 @@ def structured_decoder(
     directions = basis.principal_directions(total)
     E = basis.encoding(directions, ours.width)
     made = Decoder(E, directions, moments, segments(configs[1].hooks, configs[0].hooks), {}, {})
-    for i, segment in enumerate(made.segments):
-        for view in (1, 2):
-            at = f"decoder/view{view}_block{i}/"
-            own = below(fresh, at)
-            sources = [(b, below(teacher, f"decoder/view{view}_block{b}/")) for b in segment]
-            tensors, notes = (
-                _block(made, view, sources, own, (theirs.heads, ours.heads))
-                if sources
-                else (silent_block(own), {"silent": True})
-            )
-            made.tensors.update({at + name: array for name, array in tensors.items()})
-            made.notes[f"view{view}_block{i}"] = {"teacher_blocks": list(segment), **notes}
+
+    def fit(task: tuple[int, int]) -> tuple[Flat, dict[str, Any]]:
+        i, view = task
+        own = below(fresh, f"decoder/view{view}_block{i}/")
+        if not made.segments[i]:
+            return silent_block(own), {"silent": True}
+        names = [(b, f"decoder/view{view}_block{b}/") for b in made.segments[i]]
+        sources = [(b, below(teacher, name)) for b, name in names]
+        return _block(made, view, sources, own, (theirs.heads, ours.heads))
+
+    tasks = [(i, view) for i in range(len(made.segments)) for view in (1, 2)]
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:  # numpy lets go of the lock
+        for (i, view), (tensors, notes) in zip(tasks, pool.map(fit, tasks), strict=True):
+            at = f"view{view}_block{i}"
+            made.tensors.update({f"decoder/{at}/{name}": a for name, a in tensors.items()})
+            made.notes[at] = {"teacher_blocks": list(made.segments[i]), **notes}
             on_block()
     return made
 

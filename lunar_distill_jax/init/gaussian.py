@@ -15,6 +15,7 @@ import scipy.special
 
 ORDER = 8  # of the expansion; what is left of each unit's variance stays its own
 LARGE = 2048
+ROWS = 64  # of a covariance at a time: what they need stays in the cache
 _NODES = 48
 
 
@@ -62,15 +63,18 @@ def covariance(a: Units, b: Units, cov: np.ndarray, same: bool = False) -> np.nd
     dtype = np.float64 if max(len(a.mean), len(b.mean)) < LARGE else np.float32
     r = (a.readers / a.deviation).T.astype(dtype) @ (cov @ (b.readers / b.deviation)).astype(dtype)
     np.clip(r, -1, 1, out=r)
-    # Horner's scheme, from the highest power of r down.
-    total = np.zeros_like(r)
-    ca, cb = a.coefficients.astype(dtype), b.coefficients.astype(dtype)
-    for k in range(ORDER, 0, -1):
-        total += np.outer(ca[:, k], cb[:, k])
-        total *= r
+    ca, cb = a.coefficients.astype(dtype), b.coefficients.T.astype(dtype)
+    for start in range(0, len(r), ROWS):
+        rows = slice(start, start + ROWS)
+        # Horner's scheme, from the highest power of r down.
+        total = np.zeros_like(r[rows])
+        for k in range(ORDER, 0, -1):
+            total += ca[rows, k, None] * cb[k]
+            total *= r[rows]
+        r[rows] = total
     if same:
-        np.fill_diagonal(total, a.variance)
-    return total
+        np.fill_diagonal(r, a.variance)
+    return r
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The paper's initialisation, as its public code does it.
 
 Of each teacher matrix the truncated SVD's top-left corner is kept, which is the best approximation
-of nothing that has the student's shape; see docs/init.md. It is here to be compared with.
+of nothing that has the student's shape; see docs/initialisation.md. It is here to be compared with.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from lunar_distill_jax.init.assemble import plain_norms
-from lunar_distill_jax.init.decoder import Decoder, structured_decoder
+from lunar_distill_jax.init.decoder import THREADS, Decoder, structured_decoder
 from lunar_distill_jax.init.depth import teacher_name
 from lunar_distill_jax.init.heads import (
     TokenMaps,
@@ -78,7 +79,9 @@ def structured(
     encoder = encoder_moments(teacher, configs[0].encoder.width)
     norm = norm_of(teacher, "decoder/norm")
     notes: dict[str, Any] = {"blocks": made.notes, "heads": {}}
-    for view, source, name in head_names(configs):
+
+    def fit(names: tuple[int, str, str]) -> tuple[Flat, dict[str, str], dict[str, Any]]:
+        view, source, name = names
         head, own = below(teacher, f"{source}/"), below(student, f"{name}/")
         maps = token_maps(made, view, same, encoder.mean, norm, configs)
         parts, part_how, part_notes = dense_head(head, own, maps)
@@ -92,9 +95,14 @@ def structured(
         parts |= features | planes
         part_how |= {k: "units selected, outputs refitted" for k in features}
         part_how |= {k: "projected" for k in planes}
-        notes["heads"][name] = {**part_notes, "local_features": feature_notes}
-        tensors |= {f"{name}/{k}": v for k, v in parts.items()}
-        how |= {f"{name}/{k}": v for k, v in part_how.items()}
+        return parts, part_how, {**part_notes, "local_features": feature_notes}
+
+    heads = head_names(configs)
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        for (_, _, name), (parts, part_how, told) in zip(heads, pool.map(fit, heads), strict=True):
+            notes["heads"][name] = told
+            tensors |= {f"{name}/{k}": v for k, v in parts.items()}
+            how |= {f"{name}/{k}": v for k, v in part_how.items()}
     return {**student, **tensors}, how, notes, made
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.linalg
 
-CANDIDATES = 4096  # units that are looked at closely, or twice as many as are kept if that is more
+CANDIDATES = 2048  # units that are looked at closely, or twice as many as are kept if that is more
+SKETCH = 768  # columns of a target that are looked at when units are chosen
 
 
 def candidate_units(score: np.ndarray, count: int) -> np.ndarray:
@@ -21,12 +23,16 @@ def select_units(S: np.ndarray, C: np.ndarray, count: int, ridge: float = 1e-4) 
     S: [m, m] covariance of the units, C: [m, s] of the units with the target
 
     Forward selection: the units that explain most of what is left of the target, |C_j|^2 / S_jj in
-    the Schur complement of those chosen; many at a time, and among these one by one.
+    the Schur complement of those chosen; many at a time, and among these one by one. A wide target
+    is looked at through a fixed random projection, which keeps the lengths |C_j| to some percent.
     """
     m = len(S)
     if count >= m:
         return np.arange(m)
     S, C = S.astype(np.float32), C.astype(np.float32)
+    if C.shape[1] > 2 * SKETCH:
+        draw = np.random.default_rng(0).normal(size=(C.shape[1], SKETCH)).astype(np.float32)
+        C = C @ draw
     floor = ridge * max(float(np.trace(S)) / m, 1e-30)
     left = np.maximum(np.diag(S).copy(), floor)
     gains = np.einsum("js,js->j", C, C)
@@ -89,7 +95,7 @@ def readout(
     """
     S = S.astype(np.float64)
     damped = S + ridge * max(np.trace(S) / len(S), 1e-300) * np.eye(len(S))
-    kernel = prior + np.linalg.solve(damped, C - S @ prior)
+    kernel = prior + scipy.linalg.solve(damped, C - S @ prior, assume_a="sym")
     # The damping bounds the small end: the ratio of what is there to it.
     norm = float(np.linalg.norm(S, 2)) if len(S) <= 1024 else float(np.abs(S).sum(1).max())
     return kernel, norm / (ridge * max(np.trace(S) / len(S), 1e-300))
