@@ -62,12 +62,12 @@ def student_config(teacher: StereoConfig) -> StereoConfig:
     )
 
 
-def get_config(steps: int, batch: int, seed: int) -> mlc.ConfigDict:
+def get_config(steps: int, batch: int, seed: int, lr: float) -> mlc.ConfigDict:
     """The demo's losses: points, relief and the encoder's features, all of the teacher's."""
     c = mlc.ConfigDict()
     c.seed, c.steps, c.batch, c.augment = seed, steps, batch, True
     c.loss = dict(points=3.0, features=0.3, relief=10.0)
-    c.optim = dict(lr=3e-4, final=1e-5, warmup=100, weight_decay=0.05, clip=1.0)
+    c.optim = dict(lr=lr, final=1e-5, warmup=100, weight_decay=0.05, clip=1.0)
     return c
 
 
@@ -127,7 +127,7 @@ def beginnings(
 
 def run_seed(seed: int, teacher: api.Stereo, training, score: Score, args, log, done: set) -> None:
     """Trains all beginnings of a seed side by side, one compiled step for all."""
-    config = get_config(args.steps, args.batch, seed)
+    config = get_config(args.steps, args.batch, seed, args.lr)
     plan = check_settings(config, has_teacher=True)
     made = beginnings(teacher, seed, training, args.calibration, log)
     student = Student(made["random"].config, plan.optim, plan.on, plan.compute)
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--real", type=pathlib.Path, help="a folder of real pairs to score on")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=3e-4, help="peak rate, of all methods")
     parser.add_argument("--until", type=int, default=10**9, help="go on later from this step")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--pairs", type=int, default=400, help="geometries to train on")
@@ -232,7 +233,7 @@ def main() -> None:
                 "parameters": counts,
                 "student": student_config(teacher.config).to_dict(),
                 "settings": {k: str(v) for k, v in vars(args).items() if k != "workdir"},
-                "config": get_config(args.steps, args.batch, 0).to_dict(),
+                "config": get_config(args.steps, args.batch, 0, args.lr).to_dict(),
                 "teacher": score(teacher),
             }
         )

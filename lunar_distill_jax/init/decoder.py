@@ -24,7 +24,7 @@ from lunar_distill_jax.init.groups import k_medoids, map_gram, overlap_distance
 from lunar_distill_jax.init.moments import DecoderMoments, Moments, decoder_moments
 from lunar_distill_jax.init.pooling import pool
 from lunar_distill_jax.init.tree import Affine, Flat, attention_heads, below, dense
-from lunar_distill_jax.init.units import candidate_units, readout, select_units
+from lunar_distill_jax.init.units import candidate_units, readout, select_units, sketch
 from lunar_distill_jax.models.config import StereoConfig
 
 THREADS = min(4, os.cpu_count() or 1)  # blocks at a time: each needs some hundred MB at full size
@@ -213,10 +213,10 @@ def refit_units(
     seen = gelu_units(P @ read.kernel[:, candidates], seen_bias[candidates], z.mean, z.cov)
     S = covariance(seen, seen, z.cov, same=True)
     X = cross_covariance(full, seen, z.cov, candidates)
-    C = X @ write.astype(X.dtype)
-    picks = select_units(S, C, count)
+    narrow = write.astype(X.dtype)
+    picks = select_units(S, X @ sketch(narrow), count)
     kept = candidates[picks]
-    kernel, condition = readout(S[np.ix_(picks, picks)], C[picks], write[kept])
+    kernel, condition = readout(S[np.ix_(picks, picks)], X[picks] @ narrow, write[kept])
     bias = constant + full.mean @ write - seen.mean[picks] @ kernel
     return kept, kernel, bias, condition
 

@@ -29,10 +29,7 @@ def select_units(S: np.ndarray, C: np.ndarray, count: int, ridge: float = 1e-4) 
     m = len(S)
     if count >= m:
         return np.arange(m)
-    S, C = S.astype(np.float32), C.astype(np.float32)
-    if C.shape[1] > 2 * SKETCH:
-        draw = np.random.default_rng(0).normal(size=(C.shape[1], SKETCH)).astype(np.float32)
-        C = C @ draw
+    S, C = S.astype(np.float32), sketch(C.astype(np.float32))
     floor = ridge * max(float(np.trace(S)) / m, 1e-30)
     left = np.maximum(np.diag(S).copy(), floor)
     gains = np.einsum("js,js->j", C, C)
@@ -60,6 +57,14 @@ def select_units(S: np.ndarray, C: np.ndarray, count: int, ridge: float = 1e-4) 
         chosen[new] = True
         done += wanted
     return np.flatnonzero(chosen)
+
+
+def sketch(columns: np.ndarray) -> np.ndarray:
+    """A matrix [m, s] through a fixed random projection of its columns, if these are many."""
+    s = columns.shape[1]
+    if s <= 2 * SKETCH:
+        return columns
+    return columns @ np.random.default_rng(0).normal(size=(s, SKETCH)).astype(columns.dtype)
 
 
 def _pivot(S: np.ndarray, C: np.ndarray, count: int, floor: float) -> np.ndarray:
@@ -95,7 +100,11 @@ def readout(
     """
     S = S.astype(np.float64)
     damped = S + ridge * max(np.trace(S) / len(S), 1e-300) * np.eye(len(S))
-    kernel = prior + scipy.linalg.solve(damped, C - S @ prior, assume_a="sym")
+    rest = C - S @ prior
+    try:
+        kernel = prior + scipy.linalg.cho_solve(scipy.linalg.cho_factor(damped), rest)
+    except np.linalg.LinAlgError:  # an expansion that was cut off may have negative eigenvalues
+        kernel = prior + np.linalg.solve(damped, rest)
     # The damping bounds the small end: the ratio of what is there to it.
     norm = float(np.linalg.norm(S, 2)) if len(S) <= 1024 else float(np.abs(S).sum(1).max())
     return kernel, norm / (ridge * max(np.trace(S) / len(S), 1e-300))
