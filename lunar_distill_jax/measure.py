@@ -26,7 +26,7 @@ from lunar_distill_jax.models.fresh import fresh_params, fresh_statistics
 from lunar_distill_jax.models.stereo import StereoNet
 from lunar_distill_jax.models.zoo import architecture
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 def forward(name: str, height: int, width: int, variables: Any = None) -> Callable[[], None]:

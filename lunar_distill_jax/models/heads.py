@@ -11,7 +11,7 @@ import numpy as np
 from lunar_distill_jax.models.catconv import CatConv
 from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.dpt import DensePrediction
-from lunar_distill_jax.models.layers import LayerNorm
+from lunar_distill_jax.models.layers import LayerNorm, gelu
 from lunar_distill_jax.types import Prediction
 
 
@@ -55,7 +55,7 @@ class LocalFeatures(nn.Module):
     def __call__(self, tokens, size: tuple[int, int]):
         (h, w), p = size, self.patch
         x = nn.Dense(int(self.ratio * tokens.shape[-1]), dtype=self.dtype, name="fc1")(tokens)
-        x = nn.gelu(x, approximate=False)
+        x = gelu(x)
         x = nn.Dense(self.channels * p * p, dtype=self.dtype, name="fc2")(x)
         x = x.reshape(x.shape[0], h, w, self.channels, p, p)  # torch's pixel_shuffle order
         x = x.transpose(0, 1, 4, 2, 5, 3)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lunar_distill_jax.atomic import atomic_file
-from lunar_distill_jax.measure import machine, measure_apart
+from lunar_distill_jax.measure import ROUNDS, machine, measure_apart
 from lunar_distill_jax.models.accounting import activation_bytes, mac_counts, parameter_counts
 from lunar_distill_jax.models.zoo import STUDENTS, architecture
 
@@ -89,8 +89,8 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     if measured:
         notes += (
-            f" Times: median of 5 forward passes in float32 in a fresh process, on {machine()}; "
-            "peak RSS: of that process, with Python, jax and the compiler."
+            f" Times: median of {ROUNDS} forward passes in float32, in a fresh process each, on "
+            f"{machine()}; peak RSS: of that process, with Python, jax and the compiler."
         )
     return f"{table}\n\n{notes}"
 
