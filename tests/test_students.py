@@ -87,7 +87,7 @@ def xla_flops(config, height: int, width: int) -> float:
     return jax.jit(forward).lower(variables, image, image).cost_analysis()["flops"]
 
 
-# slim-s is the furthest off (1.995 %): XLA also adds up norms, softmax and activations.
+# XLA also adds up norms, softmax and activations; the others take as long each.
 COUNTED = [n if n == "slim-s" else pytest.param(n, marks=pytest.mark.slow) for n in STUDENTS]
 
 
