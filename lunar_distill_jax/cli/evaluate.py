@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> None:
     beside = contenders.available() if args.baselines is None else tuple(args.baselines)
     out = atomic.check_writable(args.out)
     contenders.check(beside)
+    next(iter(data), None)  # frames that cannot be read are told before minutes of compilation
     for name in models:
         if name.endswith(contenders.UNTRAINED):
             print(f"lunar-distill evaluate: {name}: fresh parameters.", file=sys.stderr)
