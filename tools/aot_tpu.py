@@ -254,8 +254,11 @@ def describe(name: str, topology: str, config, r: Report) -> str:
     lines.append(f"  {config.accumulate} micro-batches of {micro:g} pairs a device and trial")
     lines.append(f"  compiled in {r.seconds:.0f} s")
     if r.over:
-        lines.append(f"  does NOT fit: {r.over / GIB:.2f} GiB too much on every device")
-        lines.append(f"  with as many micro-batches about {r.largest(chip)} pairs would")
+        if math.isnan(r.over):
+            lines.append("  does NOT fit; the compiler does not say by how much")
+        else:
+            lines.append(f"  does NOT fit: {r.over / GIB:.2f} GiB too much on every device")
+            lines.append(f"  with as many micro-batches about {r.largest(chip)} pairs would")
         return "\n".join(lines)
     lines.append(
         f"  fits: peak {r.peak / GIB:.2f} GiB a device, {r.state / GIB:.2f} of it arguments"
