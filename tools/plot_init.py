@@ -155,8 +155,9 @@ def draw_curves(studies: dict[str, Study], path: pathlib.Path) -> None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("distance from the teacher, %")
-    axes[0][-1].legend(frameon=False, fontsize=9)
-    figure.tight_layout()
+    lines, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="lower center", ncol=len(names), frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=130)
 
 
