@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 
 METHODS = ("random", "heads_only", "paper", "paper_fixed", "structured", "calibrated")
 COLOURS = ("#9a9a9a", "#c8a04a", "#b5442f", "#e08b6d", "#4d8fb8", "#1f3b63")  # in their order
-STEPS = (0, 50, 100, 300, 1000)  # shown where they were reached
+STEPS = (0, 50, 100, 200, 300, 1000)  # shown where they were reached
 RESAMPLES = 2000
 WHERE = {"synthetic": "unseen synthetic pairs", "real": "real frames"}
 
