@@ -30,7 +30,7 @@ notebooks: $(VENV)/.notebooks  ## runs every notebook of colab/ on embedded data
 setup: $(READY)
 
 lock:  ## resolves requirements.lock anew from pyproject.toml; needs uv
-	uv pip compile pyproject.toml --extra test --extra baselines --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra test --extra baselines --extra sweep --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url --quiet --output-file requirements.lock
 
 $(READY): requirements.lock pyproject.toml

@@ -60,3 +60,8 @@ class Progress:
             file=sys.stderr,
             flush=True,
         )
+
+
+def say(sentence: str) -> None:
+    """Tells a person what happened that does not stop the work; a bar goes on below it."""
+    tqdm.tqdm.write(sentence, file=sys.stderr)

@@ -18,7 +18,7 @@ from lunar_distill_jax.train import optim
 from lunar_distill_jax.train.loop import METRICS, STUDENT, read_history, train
 from lunar_distill_jax.train.plan import base_config, check_settings, complete
 
-STEPS = 15
+STEPS = 9
 STUDENT_CONFIG = dataclasses.replace(
     tiny.CONFIG,
     decoder=dataclasses.replace(tiny.CONFIG.decoder, depth=1),
@@ -100,7 +100,9 @@ def test_student_file_is_complete_and_loads_from_the_workdir(unbroken, student):
     assert_bit_equal(loaded.params, trained.params)
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), trained.params, student.params)
     assert sum(jax.tree.leaves(changed)) > 0.8 * len(jax.tree.leaves(changed))
-    assert {path.name for path in workdir.iterdir()} == {STUDENT, METRICS, "checkpoints"}
+    assert {path.name for path in workdir.iterdir()} == {
+        *(STUDENT, METRICS, "checkpoints", "run.json", "tensorboard", ".lock")
+    }
 
 
 def test_student_carries_the_licence_of_its_teacher(unbroken):
@@ -121,7 +123,7 @@ def test_killed_and_resumed_run_equals_the_unbroken_one(
     unbroken, pairs, teacher, student, tmp_path
 ):
     def power_cut(row):
-        if row["step"] == 11:
+        if row["step"] == 7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -136,7 +138,7 @@ def test_killed_and_resumed_run_equals_the_unbroken_one(
     trained = train(
         get_config(), tmp_path, pairs, teacher=teacher, student=student, on_log=resumed.append
     )
-    assert resumed[0]["step"] == 9  # after the checkpoint of step 8, not from the start
+    assert resumed[0]["step"] == 5  # after the checkpoint of step 4, not from the start
     assert read_history(tmp_path) == read_history(unbroken[0])
     assert_bit_equal(trained.params, unbroken[1].params)
 
@@ -156,9 +158,8 @@ def test_workdir_of_another_network_is_refused(unbroken, pairs, teacher, tmp_pat
     wider = dataclasses.replace(
         STUDENT_CONFIG, head=dataclasses.replace(STUDENT_CONFIG.head, desc=6)
     )
-    for config in (tiny.CONFIG, wider):
-        with pytest.raises(InputError, match="is of another network or other losses"):
-            train(get_config(), workdir, pairs, teacher=teacher, student=ld.build(config))
+    with pytest.raises(InputError, match="is of another network or other losses"):
+        train(get_config(), workdir, pairs, teacher=teacher, student=ld.build(wider))
     assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
 
 

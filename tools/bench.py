@@ -17,6 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench_loop import bench_loop
 from bench_students import bench_bfloat16, bench_depthwise, bench_students
 from bench_teacher import bench_teacher
 from bench_training import bench_real_step, bench_training
@@ -106,6 +107,7 @@ def main() -> None:
     bench_double(rounds)
     bench_render(rounds)
     bench_training(rounds)
+    bench_loop(rounds)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,16 @@ from lunar_distill_jax.cli import (
     init,
     reconstruct,
     render,
+    sweep,
     train,
     validate,
 )
 from lunar_distill_jax.errors import InputError
 
-VERBS = (demo, render, validate, describe, init, cache, train, evaluate, reconstruct, convert, info)
+VERBS = (
+    *(demo, render, validate, describe, init, cache, train, sweep),
+    *(evaluate, reconstruct, convert, info),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.overrides and not hasattr(args, "takes_overrides"):
         parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     try:
-        args.run(args)
+        code = args.run(args)
     except InputError as error:
         if args.debug:
             raise
         print(f"lunar-distill {args.verb}: {error}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0

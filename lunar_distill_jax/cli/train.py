@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 EXAMPLE = """\
 example:
   lunar-distill train --config configs/synthetic_demo.py --workdir runs/demo --config.steps=300
 
 The config file defines get_config(mode), called with what follows a colon: --config FILE.py:tiny.
-Killed or stopped, the same command goes on from the last checkpoint in the workdir.
+Killed or stopped, the same command goes on from the last checkpoint in the workdir. SIGTERM saves
+and ends with exit code 0. Several hosts: the same command on each, with --coordinator auto on TPU
+pods and SLURM, else --coordinator HOST:PORT --processes N --process I.
 """
 
 
@@ -18,7 +21,8 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "train",
         help="distil a teacher into a student by a config file",
         description="Distil a teacher into a student, or train on ground truth where the config "
-        "names no teacher. Writes checkpoints, metrics.jsonl and, at the end, student.safetensors.",
+        "names no teacher. Writes checkpoints, metrics.jsonl, TensorBoard events, run.html and, at "
+        "the end, student.safetensors.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -31,22 +35,59 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="new, or of the run to resume"
     )
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start the run again, up to N times, when it dies",
+    )
+    hosts = parser.add_argument_group("several processes")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, or 'auto'")
+    hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    hosts.add_argument("--process", type=int, metavar="I", help="which of them this is")
+    hosts.add_argument(
+        "--heartbeat-timeout",
+        type=int,
+        default=30,
+        metavar="SECONDS",
+        help="a process silent for so long is lost, and the others end (default %(default)s)",
+    )
     parser.set_defaults(takes_overrides=True)  # --config.key=value: argparse cannot know the keys
     return parser
 
 
-def run(args: argparse.Namespace) -> None:
-    from lunar_distill_jax import api, atomic, demo
-    from lunar_distill_jax.init.inherit import first_student
+def run(args: argparse.Namespace) -> int | None:
+    import absl.logging
+
+    absl.logging.set_verbosity(absl.logging.FATAL)  # orbax tells at length what we say in one line
+
+    from lunar_distill_jax.runs import hosts, start
     from lunar_distill_jax.train.config import read_config
-    from lunar_distill_jax.train.loop import STUDENT, train
-    from lunar_distill_jax.train.plan import check_settings
+    from lunar_distill_jax.train.loop import STUDENT
+    from lunar_distill_jax.train.preempt import Stopped
 
     config = read_config(args.config, args.overrides)
-    check_settings(config, has_teacher=bool(config.teacher))
-    atomic.check_writable(args.workdir)
-    teacher = api.load(config.teacher) if config.teacher else None
-    student, _ = first_student(config.student, config.init, teacher, config.seed)
-    pairs = demo.read_all("training pairs", config.data)
-    train(config, args.workdir, pairs, teacher=teacher, student=student)
-    print(f"Wrote {args.workdir}/{STUDENT}")
+    start.check_run(config)
+    if args.max_restarts:
+        given = ["train", "--config", args.config, "--workdir", args.workdir, *args.overrides]
+        for flag in ("coordinator", "processes", "process", "heartbeat_timeout"):
+            if (value := getattr(args, flag)) is not None:
+                given += [f"--{flag.replace('_', '-')}", str(value)]
+        return hosts.supervise(given, args.max_restarts)
+    hosts.join(args.coordinator, args.processes, args.process, args.heartbeat_timeout)
+    command = "lunar-distill " + " ".join(
+        ["train", "--config", args.config, "--workdir", args.workdir, *args.overrides]
+    )
+    try:
+        trained = start.start(config, args.workdir, command)
+    except Stopped as stopped:
+        print(
+            f"lunar-distill train: stopped after step {stopped.step}, which is saved; run the same "
+            f"command again to go on: {command}",
+            file=sys.stderr,
+        )
+        return 0
+    for folder in trained:
+        print(f"Wrote {'/'.join(filter(None, (args.workdir, folder, STUDENT)))}")
+    return None

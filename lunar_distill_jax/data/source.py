@@ -123,8 +123,7 @@ def pair_sequence(
       InputError: `size` is not a multiple of 16, a number is out of range, or the folder cannot be
         used.
     """
-    if size < 32 or size % 16:
-        raise InputError(f"The size is {size} pixels: give a multiple of 16, 32 or more.")
+    check_size(size)
     moon = synthetic_moon(source)
     if moon is not None:
         if geometries < 1:
@@ -133,3 +132,9 @@ def pair_sequence(
             raise InputError(f"The seed of the synthetic scenes is {seed}: give 0 or more.")
         return SyntheticPairs(seed, geometries, size, moon=moon)
     return open_folder(source, size=size, lighting=lighting)
+
+
+def check_size(size: int) -> None:
+    """Raises InputError unless frames of `size` x `size` pixels can be cut into patches."""
+    if size < 32 or size % 16:
+        raise InputError(f"The size is {size} pixels: give a multiple of 16, 32 or more.")

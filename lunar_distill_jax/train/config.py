@@ -36,7 +36,7 @@ def read_config(source: str, overrides: Sequence[str] = ()) -> mlc.ConfigDict:
             f"{path}: get_config() returned {type(config).__name__}, expected a ConfigDict."
         )
     for override in overrides:
-        _check_key(source, config, override.partition("=")[0].split(".")[1:])
+        check_key(source, config, override.partition("=")[0].split(".")[1:])
     return _parse(source, overrides) if overrides else config
 
 
@@ -56,7 +56,8 @@ def _parse(source: str, overrides: Sequence[str]) -> Any:
         raise InputError(f"The config {source} cannot be used: {last}") from e
 
 
-def _check_key(source: str, config: mlc.ConfigDict, key: Sequence[str]) -> None:
+def check_key(source: str, config: mlc.ConfigDict, key: Sequence[str]) -> None:
+    """Raises InputError for a key that the config does not have; the nearest is suggested."""
     node: Any = config
     for depth, part in enumerate(key):
         known = sorted(node) if isinstance(node, mlc.ConfigDict) else []

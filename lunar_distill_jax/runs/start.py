@@ -1,0 +1,158 @@
+"""A whole run from its config: opens the data, builds the networks, trains, watches."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+import ml_collections as mlc
+
+from lunar_distill_jax import api, atomic
+from lunar_distill_jax.data.source import SYNTHETIC, check_size, open_folder, open_pairs
+from lunar_distill_jax.data.synthetic import SyntheticPairs
+from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.init.inherit import METHODS, first_student
+from lunar_distill_jax.models.config import StereoConfig
+from lunar_distill_jax.models.encoders.config import AdaptedEncoderConfig
+from lunar_distill_jax.models.zoo import architecture
+from lunar_distill_jax.progress import Progress
+from lunar_distill_jax.runs.page import RunPage
+from lunar_distill_jax.runs.unseen import SetEvaluator, draw_pictures, metric_of
+from lunar_distill_jax.train.loop import train_together
+from lunar_distill_jax.train.options import complete_run, data_block, steps_of
+from lunar_distill_jax.train.plan import Plan, check_settings
+from lunar_distill_jax.train.watching import Watcher
+from lunar_distill_jax.types import StereoPair
+
+
+def check_run(config: mlc.ConfigDict) -> mlc.ConfigDict:
+    """The complete config, all said that can be said of it before anything is read.
+
+    Raises:
+      InputError: a setting cannot be used.
+    """
+    config = complete_run(config)
+    check_settings(config, has_teacher=bool(config.teacher))
+    names = student_names(config)
+    if not names:
+        raise InputError("config.student is empty: give an architecture, such as slim-s.")
+    for name in names:
+        network_config(config, name)
+    if config.init not in METHODS:
+        raise InputError(f"There is no init {config.init!r}: choose from {', '.join(METHODS)}.")
+    metric_of(config.best_by)
+    for label, block in {"data": config.data, **config.sets}.items():
+        if block.get("size"):
+            check_size(block.size)
+        if not block.source:
+            raise InputError(
+                f"config.{label}.source is empty: give a folder, --config.{label}.source=DIR, or "
+                "'synthetic'."
+            )
+    return config
+
+
+def student_names(config: mlc.ConfigDict) -> list[str]:
+    return [name.strip() for name in config.student.split(",") if name.strip()]
+
+
+def network_config(config: mlc.ConfigDict, name: str) -> StereoConfig:
+    """The named architecture, with the decoder that `config.decoder` asks for.
+
+    Raises:
+      InputError: there is none of that name, or its parts do not fit each other.
+    """
+    known = architecture(name)
+    changes = {k: v for k, v in config.decoder.items() if v}
+    if not changes:
+        return known
+    decoder = dataclasses.replace(known.decoder, **changes)
+    encoder = known.encoder
+    if isinstance(encoder, AdaptedEncoderConfig):  # its adapter ends in the decoder's width
+        encoder = dataclasses.replace(encoder, width=decoder.width)
+    changed = dataclasses.replace(known, encoder=encoder, decoder=decoder)
+    changed.check()
+    return changed
+
+
+def start(
+    config: mlc.ConfigDict, workdir: str | os.PathLike, command: str = ""
+) -> dict[str, api.Stereo]:
+    """Trains the students of a config -> {folder: trained network}; see `train_together`.
+
+    command: what made the run, for its page
+
+    Raises:
+      InputError: as `train_together`; nothing is written then.
+      Stopped: SIGTERM came; all is saved.
+    """
+    config = check_run(config)
+    atomic.check_writable(workdir)
+    teacher = api.load(config.teacher) if config.teacher else None
+    pairs = read_data("training pairs", config.data, keep=not config.pipeline.on)
+    config = steps_of(config, len(pairs))
+    check_settings(config, has_teacher=bool(config.teacher))
+    names = student_names(config)
+    students = {
+        (name if len(names) > 1 else ""): [begin(config, name, teacher, pairs)] for name in names
+    }
+    watcher = watch(config, workdir, teacher, students, command=command)
+    return train_together(
+        config, workdir, pairs, teacher=teacher, students=students, watcher=watcher
+    )
+
+
+def begin(
+    config: mlc.ConfigDict,
+    name: str,
+    teacher: api.Stereo | None,
+    pairs: Sequence[StereoPair],
+) -> api.Stereo:
+    """The named architecture as `config.init` and `config.seed` begin it."""
+    calibration = None
+    if config.calibration:
+        calibration = [pairs[i] for i in range(min(config.calibration, len(pairs)))]
+    network = network_config(config, name)
+    given = name if network == architecture(name) else network
+    return first_student(given, config.init, teacher, config.seed, calibration)[0]
+
+
+def watch(
+    config: mlc.ConfigDict,
+    workdir: str | os.PathLike,
+    teacher: api.Stereo | None,
+    students: Mapping[str, Sequence[api.Stereo]],
+    *,
+    plans: Mapping[str, Plan] | None = None,
+    command: str = "",
+) -> Watcher:
+    """Evaluation on the config's sets, pictures of the first of them, and the run's page."""
+    sets = {name: read_data(name, block, keep=True) for name, block in config.sets.items()}
+    page = RunPage(workdir, config, students, plans, command)
+    return Watcher(
+        evaluate=SetEvaluator(sets, seed=config.seed) if sets else None,
+        best_by=(config.best_by, metric_of(config.best_by).better),
+        pictures=draw_pictures(next(iter(sets.values()))[0], teacher) if sets else None,
+        refresh=page.refresh,
+    )
+
+
+def read_data(label: str, block: mlc.ConfigDict, *, keep: bool) -> Sequence[StereoPair]:
+    """The pairs of a `data` block. keep: all in memory; else each is read when it is asked for."""
+    d = data_block(**block.to_dict())
+    if str(d.source) == SYNTHETIC:
+        open_pairs(d.source, size=d.size, geometries=d.geometries, seed=d.seed)  # its checks
+        pairs: Sequence[StereoPair] = SyntheticPairs(d.seed, d.geometries, d.size)
+    else:
+        pairs = open_folder(
+            d.source, split=d.split or None, size=d.size or None, lighting=d.lighting
+        )
+    if not keep:
+        return pairs
+    out = []
+    with Progress(len(pairs), label) as progress:
+        for i in range(len(pairs)):
+            out.append(pairs[i])
+            progress.update(1)
+    return out

@@ -1,0 +1,82 @@
+"""A workdir belongs to one run at a time, and to one config for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lunar_distill_jax import atomic
+from lunar_distill_jax.errors import InputError
+
+LOCK, CONFIG = ".lock", "run.json"  # config.json would be Hugging Face's
+# What may change between the parts of a run: none of it moves a parameter.
+FREE = (
+    *("log_every", "checkpoint_every", "keep_last", "keep_every", "pictures_every"),
+    *("evaluate_every", "sets", "best_by", "mesh", "profile", "tensorboard", "page"),
+    *("data.threads", "data.workers"),
+)
+
+
+@contextlib.contextmanager
+def locked(workdir: str | os.PathLike) -> Iterator[None]:
+    """Holds the workdir; the system lets go of it when this process ends, however it ends.
+
+    Raises:
+      InputError: another run holds it.
+    """
+    with open(pathlib.Path(workdir) / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise InputError(
+                f"The workdir {workdir} is in use by {holder}: wait until that run ends, or give "
+                "another --workdir."
+            ) from e
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def check_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Writes the config where there is none yet, and compares it where there is.
+
+    Raises:
+      InputError: the run in `workdir` was begun with other settings; the first is named with both
+        values.
+    """
+    path = pathlib.Path(workdir) / CONFIG
+    now = flat(json.loads(json.dumps(config, default=str)))
+    if path.is_file():
+        before = flat(json.loads(path.read_text()))
+        for key in sorted(before.keys() | now.keys()):
+            if any(key == free or key.startswith(f"{free}.") for free in FREE):
+                continue
+            old, new = before.get(key, "absent"), now.get(key, "absent")
+            if old != new:
+                raise InputError(
+                    f"The run in {workdir} was begun with {key} = {old}, and now it is {new}: give "
+                    f"--config.{key}={old} to go on with it, or another --workdir."
+                )
+    text = json.dumps(config, indent=2, default=str) + "\n"
+    if not path.is_file() or path.read_text() != text:
+        atomic.write_text(path, text)
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of nested tables; a list is one value."""
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
