@@ -208,7 +208,7 @@ def _units(part: Mapping[str, Any] | None) -> str:
     if not part or "units" not in part:
         return "–"
     blocks = [b for b, _ in part["units"]]
-    return ", ".join(f"{blocks.count(b)} of block {b}" for b in sorted(set(blocks)))
+    return ", ".join(f"{blocks.count(b)}\u00a0of\u00a0block\u00a0{b}" for b in sorted(set(blocks)))
 
 
 def _heads(heads: Mapping[str, Any] | None, stitching: Mapping[str, Any] | None) -> str:
