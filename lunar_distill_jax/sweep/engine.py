@@ -50,20 +50,30 @@ class Queue:
         # Of the heartbeat: that it may change, and that `optimize` is what it was made for.
         warnings.filterwarnings("ignore", module="optuna|lunar_distill_jax.sweep.engine")
         retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=settings.retries)
-        try:
-            self._storage = optuna.storages.RDBStorage(
-                url,
-                engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {},
-                heartbeat_interval=settings.heartbeat,
-                grace_period=3 * settings.heartbeat,
-                heartbeat_stale_trial_callback=retry,
-            )
-        except Exception as e:  # of SQLAlchemy, or of a database's driver
-            last = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise InputError(
-                f"Cannot open the storage {url}: {last}. Give sqlite:///FILE, or a URL such as "
-                "postgresql+psycopg://USER@HOST/DATABASE with its driver installed."
-            ) from e
+        self._storage = self._connect(url, retry)
+
+    def _connect(self, url: str, retry: Any):
+        """The storage; a few tries, as workers that start at once create its tables at once."""
+        for left in (2, 1, 0):
+            try:
+                return self._optuna.storages.RDBStorage(
+                    url,
+                    engine_kwargs=(
+                        {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+                    ),
+                    heartbeat_interval=self._settings.heartbeat,
+                    grace_period=3 * self._settings.heartbeat,
+                    heartbeat_stale_trial_callback=retry,
+                )
+            except Exception as e:  # of SQLAlchemy, or of a database's driver
+                if not left:
+                    last = (str(e).strip().splitlines() or [type(e).__name__])[0]
+                    raise InputError(
+                        f"Cannot open the storage {url}: {last}. Give sqlite:///FILE, or such as "
+                        "postgresql+psycopg://USER@HOST/DATABASE with its driver installed."
+                    ) from e
+                time.sleep(1)
+        raise AssertionError("unreachable")
 
     def rounds(self) -> int:
         names = set(self._optuna.study.get_all_study_names(self._storage))
