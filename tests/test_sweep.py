@@ -88,6 +88,7 @@ def test_trials_that_can_share_a_program_do(teacher, tmp_path):
     assert len(plan_groups([specs[0], Spec("b", {}, other)], 8)) == 2
 
 
+@pytest.mark.slow  # 383 configs are checked
 def test_the_shipped_sweeps_are_what_they_say():
     counts = {"sweep_paper": 60, "sweep_init": 80, "sweep_decoder": 216, "sweep_slim": 27}
     for name, count in counts.items():
@@ -142,6 +143,7 @@ def test_means_over_seeds_and_the_front():
 # A whole sweep ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # two programs are compiled, each with a teacher and two trials
 def test_a_trial_that_fails_is_named_and_alone_is_tried_again(
     teacher, tmp_path, monkeypatch, capsys
 ):
