@@ -47,22 +47,27 @@ def run(args: argparse.Namespace) -> None:
 
     import numpy as np
 
-    from lunar_distill_jax import api, atomic, demo
+    from lunar_distill_jax import api, atomic
     from lunar_distill_jax.errors import InputError
+    from lunar_distill_jax.runs.start import check_run, read_data
+    from lunar_distill_jax.train import feed
     from lunar_distill_jax.train.cache import TeacherCache, write_cache
     from lunar_distill_jax.train.cache_samples import samples_of
     from lunar_distill_jax.train.cached import kept_fields
     from lunar_distill_jax.train.config import read_config
-    from lunar_distill_jax.train.plan import check_settings, complete
+    from lunar_distill_jax.train.options import steps_of
+    from lunar_distill_jax.train.plan import check_settings
 
     config = read_config(args.config, args.overrides)
     if not config.get("teacher"):
         raise InputError("The config names no teacher, so there is nothing to cache: set teacher.")
-    plan = check_settings(config, has_teacher=True)
-    config = complete(config)
+    config = check_run(config)
+    config = feed.cache_config(config)
     atomic.check_writable(args.out)
     teacher = api.load(config.teacher)
-    pairs = demo.read_all("training pairs", config.data)
+    pairs = read_data("training pairs", config.data, keep=True)
+    config = steps_of(config, len(pairs))
+    plan = check_settings(config, has_teacher=True)
     samples = samples_of(config, pairs, config.steps if args.steps is None else args.steps)
     fields = kept_fields(plan.on, plan.settings)
     start = time.perf_counter()
