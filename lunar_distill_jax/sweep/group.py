@@ -52,7 +52,7 @@ def run_group(specs: Sequence[Spec], workdir: pathlib.Path, name: str) -> dict[s
         target = workdir / "trials" / spec.name
         atomic.make_folder(target)
         made = found[spec.name].pop("folder", None)
-        for file in (STUDENT, METRICS, EVALUATIONS) if made else ():
+        for file in (STUDENT, METRICS, EVALUATIONS) if made is not None else ():
             if (folder / made / file).is_file():
                 shutil.copy2(folder / made / file, target / file)
         table = {"changes": dict(spec.changes), **found[spec.name]}
