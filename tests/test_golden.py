@@ -228,7 +228,8 @@ def test_portrait_samples_cost_nothing_where_the_batch_is_of_one_kind():
     network = with_case_wiring(from_recipe("A"), "A", "mixed")
     images = [golden[f"mixed/in/img{view}"].transpose(0, 2, 3, 1) for view in (1, 2)]
     shapes = [golden[f"mixed/in/true_shape{view}"] for view in (1, 2)]
-    traced = jax.jit(lambda *arrays: ld.predict(network, *arrays))(*images, *shapes)
+    with optimized():  # as the other
+        traced = jax.jit(lambda *arrays: ld.predict(network, *arrays))(*images, *shapes)
     for ours, want in zip(jax.device_get(traced), predictions, strict=True):
         np.testing.assert_allclose(ours.pts3d, want.pts3d, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(ours.conf, want.conf, rtol=1e-3)

@@ -30,7 +30,9 @@ def operations(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
-        shapes = [getattr(v.aval, "shape", ()) for v in (*equation.invars, *equation.outvars)]
+        shapes: list[Any] = [
+            getattr(v.aval, "shape", ()) for v in (*equation.invars, *equation.outvars)
+        ]
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += 2 * math.prod(shapes[2]) * math.prod(shapes[0][i] for i in contracted)

@@ -225,6 +225,7 @@ def report(config, topology: str) -> Report:
     """
     devices = devices_of(topology)
     start = time.perf_counter()
+    compiled: Any
     flops, held, compiled = compile_step(config, devices)
     known: dict[str, Any] = {
         "pairs": config.batch,

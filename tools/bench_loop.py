@@ -50,7 +50,11 @@ def bench_loop(rounds: int) -> None:
 
     def loop() -> float:
         seen: dict[int, float] = {}
-        watcher = Watcher(on_log=lambda row: seen.setdefault(row["step"], time.perf_counter()))
+
+        def look(row: dict[str, float]) -> None:
+            seen.setdefault(int(row["step"]), time.perf_counter())
+
+        watcher = Watcher(on_log=look)
         with tempfile.TemporaryDirectory() as workdir:
             train_together(
                 config, workdir, pairs, teacher=None, students={"": [student]}, watcher=watcher

@@ -39,7 +39,8 @@ PAIRS, SIZE, MATCHES = 2, 128, 1024
 
 def narrow(config: StereoConfig, share: int) -> StereoConfig:
     """The architecture with every width and number of heads divided, and its depth kept."""
-    encoder, decoder, head = config.encoder, config.decoder, config.head
+    encoder: Any = config.encoder
+    decoder, head = config.decoder, config.head
     parts = {}
     if hasattr(encoder, "model"):
         model = encoder.model

@@ -27,7 +27,7 @@ NOISE = 0.001  # of the depth
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data")
     parser.add_argument("--size", type=int, default=512)
     args = parser.parse_args()
@@ -77,7 +77,7 @@ def public(pair: StereoPair, depth: np.ndarray) -> dict[str, float]:
     true, valid = pair.depth_m[0, cut:-cut].astype(np.float64), pair.valid[0, cut:-cut]
     depth = depth[cut:-cut]
     clouds = [geometry.backproject(z, pair.K[0])[valid] for z in (depth, true)]
-    near = classic.nearest_neighbours(*clouds)["chamfer"]
+    near = classic.nearest_neighbours(clouds[0], clouds[1])["chamfer"]
     return {
         "chamfer_gsd": near / (np.median(true[valid]) / pair.K[0, 0, 0]),
         **classic.depth_errors(depth, true, valid),

@@ -34,7 +34,7 @@ from lunar_distill_jax.init.structured import inherited_encoder
 from lunar_distill_jax.init.student import METHODS, init_student
 from lunar_distill_jax.init.tree import flatten, unflatten
 from lunar_distill_jax.models.compute import Compute
-from lunar_distill_jax.models.config import DecoderConfig, StereoConfig
+from lunar_distill_jax.models.config import DecoderConfig, EncoderConfig, StereoConfig
 from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.train import forward
 from lunar_distill_jax.train.checkpoint import Checkpoints
@@ -54,6 +54,7 @@ METRICS = ("point_error_pct", "relief_corr")
 def student_config(teacher: StereoConfig) -> StereoConfig:
     """Half the decoder's width, heads, units of a block and depth, and half the encoder's depth."""
     d, e = teacher.decoder, teacher.encoder
+    assert isinstance(e, EncoderConfig)  # moonlet's own
     return dataclasses.replace(
         teacher,
         name=f"half-{teacher.name}",
@@ -146,7 +147,7 @@ def run_seed(seed: int, teacher: api.Stereo, training, score: Score, args, log, 
     key = jax.random.key(0)
     folder = args.workdir / f"seed{seed}"
     with Checkpoints(folder, args.every) as checkpoints:
-        together = checkpoints.restore(TrainState(jnp.zeros((), jnp.int32), states))
+        together, _ = checkpoints.restore(TrainState(jnp.zeros((), jnp.int32), states))
         first, states = int(together.step), dict(together.students)
 
         def look(step: int) -> None:
@@ -178,7 +179,8 @@ def run_seed(seed: int, teacher: api.Stereo, training, score: Score, args, log, 
                         | {"seed": seed, "step": step, "seconds": round(time.process_time(), 1)}
                     )
                     look(step)
-                checkpoints.save(TrainState(jnp.asarray(step, jnp.int32), states))
+                if step % args.every == 0 or step == args.steps:
+                    checkpoints.save(TrainState(jnp.asarray(step, jnp.int32), states), {})
                 progress.update(1)
 
 

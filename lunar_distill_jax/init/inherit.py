@@ -11,12 +11,17 @@ from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.init import student as student_init
 from lunar_distill_jax.init.depth import teacher_name
 from lunar_distill_jax.init.tree import flatten, unflatten
+from lunar_distill_jax.models.config import StereoConfig
 
 METHODS = ("fresh", "inherit", *student_init.METHODS)
 
 
 def first_student(
-    name: str, method: str, teacher: api.Stereo | None, seed: int = 0, calibration=None
+    name: str | StereoConfig,
+    method: str,
+    teacher: api.Stereo | None,
+    seed: int = 0,
+    calibration=None,
 ) -> tuple[api.Stereo, float]:
     """-> (the named architecture before training, the share of it that the teacher gave)
 

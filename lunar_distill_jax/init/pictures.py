@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,8 @@ def calibration_pictures(calibration: Calibration, size: int, pairs: int, seed: 
             "or take the method structured."
         )
     if isinstance(calibration, tuple) and isinstance(calibration[0], np.ndarray):
-        return _of_arrays(*calibration)
+        one, other = calibration
+        return _of_arrays(np.asarray(one), np.asarray(other))
     if isinstance(calibration, str | os.PathLike):
         if pairs < 2:
             raise InputError(f"The number of calibration pairs is {pairs}: give at least 2.")
@@ -50,7 +52,8 @@ def calibration_pictures(calibration: Calibration, size: int, pairs: int, seed: 
         found = open_folder(calibration, size=size)
         chosen = np.unique(np.linspace(0, len(found) - 1, min(pairs, len(found))).round())
         return _of_pairs(found, chosen.astype(int))
-    return _of_pairs(calibration if isinstance(calibration, Sequence) else list(calibration))
+    given: Any = calibration if isinstance(calibration, Sequence) else list(calibration)
+    return _of_pairs(given)
 
 
 def _of_arrays(one: np.ndarray, other: np.ndarray) -> Pictures:

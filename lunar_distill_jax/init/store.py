@@ -118,7 +118,7 @@ def digest(*parts: Any) -> str:
         if isinstance(part, Mapping) and all(isinstance(v, np.ndarray) for v in part.values()):
             for name in sorted(part):
                 total.update(name.encode())
-                total.update(np.ascontiguousarray(part[name]))
+                total.update(np.ascontiguousarray(part[name]).tobytes())
         else:
             total.update(json.dumps(part, sort_keys=True, default=str).encode())
     return total.hexdigest()[:16]

@@ -59,7 +59,7 @@ def _exponentials(a, b, real, temperature):
 
 def _unit_forward(a, b, temperature, block):
     def body(columns, rows_of):
-        e = _exponentials(*rows_of[:1], b, rows_of[1], temperature)
+        e = _exponentials(rows_of[0], b, rows_of[1], temperature)
         return columns + e.sum(0), jnp.where(rows_of[1], e.sum(1), 1.0)
 
     columns, rows = jax.lax.scan(body, jnp.zeros(b.shape[0], b.dtype), _row_blocks(a, block))

@@ -52,8 +52,8 @@ def run_group(specs: Sequence[Spec], workdir: pathlib.Path, name: str) -> dict[s
         target = workdir / "trials" / spec.name
         atomic.make_folder(target)
         made = found[spec.name].pop("folder", None)
-        for file in (STUDENT, METRICS, EVALUATIONS) if made is not None else ():
-            if (folder / made / file).is_file():
+        for file in (STUDENT, METRICS, EVALUATIONS):
+            if made is not None and (folder / made / file).is_file():
                 shutil.copy2(folder / made / file, target / file)
         table = {"changes": dict(spec.changes), **found[spec.name]}
         atomic.write_text(target / "result.json", json.dumps(table, indent=2, default=str) + "\n")
@@ -127,7 +127,7 @@ def _result(spec: Spec, folder: pathlib.Path) -> dict[str, Any]:
     return result
 
 
-def _cost(spec: Spec) -> dict[str, float]:
+def _cost(spec: Spec) -> dict[str, float | str]:
     """Parameters and MACs of one forward pass over a pair of the size that it was trained at."""
     config = network_config(spec.config, spec.config.student)
     sizes = spec.config.pipeline.sizes[0] if spec.config.pipeline.on else None

@@ -61,7 +61,9 @@ def peak_bytes(specs: Sequence[Spec]) -> float:
     variables = None if teacher is None else jax.tree.map(_shape, teacher.variables)
     matches = c.matches if any(p.true_matches for p in plans.values()) else 0
     try:
-        analysis = step.lower(state, variables, _batch(c, matches)).compile().memory_analysis()
+        analysis = (
+            step.jitted.lower(state, variables, _batch(c, matches)).compile().memory_analysis()
+        )
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" in str(e):
             return float("inf")

@@ -62,7 +62,8 @@ def add_latency(workdir: pathlib.Path, results: Mapping[str, dict[str, Any]]) ->
     with Progress(len(needed), "latency") as progress:
         for student, frame in sorted(needed):
             height, width = (int(side) for side in frame.split("x"))
-            seconds = measure.measure_apart(student, height, width)["seconds"]
+            measured = measure.measure_apart(student, [(height, width)])
+            seconds = measured[frame]["seconds"]
             known[f"{student} {frame}"] = seconds * 1e3
             progress.update(1)
     if needed:

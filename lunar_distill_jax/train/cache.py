@@ -118,7 +118,7 @@ def write_cache(
 
     @jax.jit
     def outputs(variables, image1, image2):
-        predictions = net.apply(variables, image1, image2, symmetric=symmetric)
+        predictions: Any = net.apply(variables, image1, image2, symmetric=symmetric)
         return kept_outputs(predictions, fields, teacher.config.hooks, symmetric=symmetric)
 
     variables = jax.device_put(teacher.variables)
@@ -266,7 +266,7 @@ class TeacherCache:
         return step % (self.about["count"] // self.about["batch"])
 
     def with_targets(
-        self, batch: Mapping[str, np.ndarray], rows: Sequence[int]
+        self, batch: Mapping[str, np.ndarray], rows: Sequence[int] | np.ndarray
     ) -> dict[str, np.ndarray]:
         """The batch and what the teacher says of it.
 

@@ -41,10 +41,10 @@ def samples_of(config, pairs: Sequence[StereoPair], steps: int) -> Samples:
             {**identity, "augmentation": drawn},
         )
 
-    def chunk(n: int):
+    def chunk(n: int) -> dict[str, np.ndarray]:
         at = np.minimum(np.arange(n * config.batch, (n + 1) * config.batch), len(pairs) - 1)
         images = batches.stack_images([pairs[i] for i in at])
-        return dict(zip(("image1", "image2"), images, strict=True))
+        return {"image1": images[0], "image2": images[1]}
 
     return Samples("pair", len(pairs), config.batch, chunk, identity)
 

@@ -107,8 +107,8 @@ def cached_teacher(
                 x = jnp.concatenate([features["encoder"].astype(jnp.float32), of("last")], -1)
                 channels = config.head.desc + config.head.two_confs
                 local = LocalFeatures(config.head.desc_ratio, channels, config.encoder.patch)
-                desc = local.apply({"params": variables[head]}, x, size)[..., : config.head.desc]
-                desc = unit_descriptors(desc)
+                desc: Any = local.apply({"params": variables[head]}, x, size)
+                desc = unit_descriptors(desc[..., : config.head.desc])
             return Prediction(points, conf, desc, ones, features)
 
         rest = {k: v for k, v in pair.items() if not k.startswith("tokens")}

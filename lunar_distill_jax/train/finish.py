@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -69,7 +70,7 @@ def write_networks(
             # A student is a derived work of its teacher.
             meta["teacher"] = teacher.meta.get("source", teacher.config.name)
             meta["licence"] = teacher.meta.get("licence", "unknown")
-        out[folder] = network.replace(meta=meta)
+        out[folder] = dataclasses.replace(network, meta=meta)
         if jax.process_index() == 0:
             api.save(out[folder], workdir / folder / file)
     return out

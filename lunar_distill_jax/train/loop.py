@@ -156,11 +156,12 @@ def train_together(
             with Checkpoints(config.start_from, 1) as other:
                 taken, _ = other.restore(state, only=list(students))
             own = ("lr", "seed", "weights", "skipped")  # are this run's
-            state = state.replace(
+            state = dataclasses.replace(
+                state,
                 students={
                     name: taken.students[name].replace(**{k: getattr(begins, k) for k in own})
                     for name, begins in state.students.items()
-                }
+                },
             )
         first = int(state.step)
         best = Best(record.get("best", {}), *watcher.best_by, teacher)

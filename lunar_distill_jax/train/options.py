@@ -43,10 +43,10 @@ def run_config() -> mlc.ConfigDict:
     c.start_from, c.data_seed = "", -1
     c.epochs, c.warmup_epochs = 0.0, 0.0
     c.data = data_block()
-    c.pipeline = {
+    samples = {
         f.name: f.default for f in dataclasses.fields(pipeline.Settings) if f.name not in OF_THE_RUN
     }
-    c.pipeline.on, c.pipeline.threads, c.pipeline.workers = False, 2, 0
+    c.pipeline = {**samples, "on": False, "threads": 2, "workers": 0}
     c.sets, c.evaluate_every, c.best_by = mlc.ConfigDict(), 0, "point_error_pct"
     c.keep_last, c.keep_every, c.pictures_every = 2, 0, 0
     c.profile = dict(start=0, steps=5)
