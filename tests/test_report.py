@@ -276,6 +276,8 @@ def test_loss_curves_are_logarithmic_only_above_zero():
     below = [{"step": i, "loss": 1.0 - i} for i in range(5)]
     assert "logarithmic" not in curves.loss_curves(below)
     assert "<polyline" in curves.loss_curves([{"step": 3, "loss": 1.0}])
+    counted = [{**row, "lr": 1e-3, "skipped": 0} for row in rows]
+    assert curves.loss_curves(counted) == curves.loss_curves(rows)
     assert "nan" not in curves.loss_curves([*rows, {"step": 60, "loss": float("nan")}])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 760, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 128, 14, 44
-NOT_LOSSES = {"step", "lr", "learning_rate", "grad_norm", "seconds", "time", "eta", "epoch"}
+NOT_LOSSES = {"step", "lr", "grad_norm", "skipped", "seconds", "time", "eta", "epoch"}
 SERIES = 6  # line styles in style.css: s0 is the total
 
 

@@ -85,8 +85,7 @@ class RunPage:
         name = str(folder.relative_to(self._workdir)) if folder != self._workdir else "the run"
         heading = f"<h2>{html.escape(name)}</h2>"
         out = []
-        losses = [{k: v for k, v in r.items() if k != "skipped"} for r in read_history(folder)]
-        if chart := curves.loss_curves(losses):
+        if chart := curves.loss_curves(read_history(folder)):
             out.append(
                 f'<section>{heading}<figure><div class="scroll">{chart}</div><figcaption>Loss and '
                 "its terms (faint) and their running mean (solid).</figcaption></figure></section>"
