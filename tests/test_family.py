@@ -21,6 +21,7 @@ def rows():
     return [{**rows[0], "name": NAMES[0]}, *rows]
 
 
+@pytest.mark.slow
 def test_a_network_is_measured_at_each_size():
     found = measure.measure("test", [(32, 48), (48, 32)], rounds=2)
     assert list(found) == ["32x48", "48x32", "peak_rss_bytes"]

@@ -26,7 +26,7 @@ from lunar_distill_jax.models.zoo import architecture
 
 CASES = {"S3_recon_pad": ("s3", 4054), "S1": ("s1", 4052), "S4": ("s4", 4053)}
 # 14 s each, of which most is the formula.
-SLOW = [c if c == "S3_recon_pad" else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+SLOW = [pytest.param(c, marks=pytest.mark.slow) for c in CASES]
 
 
 def by_formula(name: str, seed: int) -> Checkpoint:

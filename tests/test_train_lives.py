@@ -203,6 +203,7 @@ def evaluate_sizes(networks):
     }
 
 
+@pytest.mark.slow
 def test_best_of_each_set_is_kept_and_sets_are_not_mixed(pairs, teacher, student, tmp_path):
     config = dict(evaluate_every=2, keep_last=1, keep_every=6, optim={"ema": 0.5})
     watcher = Watcher(evaluate=evaluate_sizes)
