@@ -321,3 +321,12 @@ class postgresql:
 
     def __exit__(self, *_):
         self._run("pg_ctl", "-D", self._data, "-m", "immediate", "stop")
+
+
+def test_a_storage_that_cannot_be_opened_is_named_without_its_password(tmp_path, capsys):
+    config = pathlib.Path(__file__).parents[1] / "configs" / "sweep_decoder.py"
+    storage = "nosuchdb://me:secret@localhost/x"
+    arguments = ["--config", f"{config}:tiny", "--workdir", str(tmp_path / "w")]
+    assert cli.main(["sweep", *arguments, "--storage", storage]) == 2
+    said = capsys.readouterr().err
+    assert "Cannot open the storage nosuchdb://me:***@localhost/x" in said and "secret" not in said

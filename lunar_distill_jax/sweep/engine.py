@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import threading
 import time
 import warnings
@@ -68,9 +69,11 @@ class Queue:
             except Exception as e:  # of SQLAlchemy, or of a database's driver
                 if not left:
                     last = (str(e).strip().splitlines() or [type(e).__name__])[0]
+                    shown = re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
                     raise InputError(
-                        f"Cannot open the storage {url}: {last}. Give sqlite:///FILE, or such as "
-                        "postgresql+psycopg://USER@HOST/DATABASE with its driver installed."
+                        f"Cannot open the storage {shown}: {last.replace(url, shown)}. Give "
+                        "sqlite:///FILE, or such as postgresql+psycopg://USER@HOST/DATABASE with "
+                        "its driver installed."
                     ) from e
                 time.sleep(1)
         raise AssertionError("unreachable")
