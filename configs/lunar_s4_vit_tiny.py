@@ -6,7 +6,7 @@ r"""S4 of the paper on StereoLunar: ViT-Tiny/16, decoder 512 / 6 layers.
     lunar-distill train --config configs/lunar_s4_vit_tiny.py:tiny --workdir runs/tiny
 
 The full run needs the released teacher and the data set, and was not made here; `:tiny` is three
-steps of the same recipe with the embedded teacher on rendered ground, which tests run.
+steps of the same recipe with the embedded teacher on rendered ground, which slow tests run.
 """
 
 from lunar_distill_jax.train import recipes

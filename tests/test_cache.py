@@ -116,7 +116,7 @@ def test_training_from_the_cache_is_training_with_the_teacher(pairs, teacher, tm
     assert len(live) == len(held) == 4
     terms = ("loss", "points", "features", "matching")
     errors = [[abs(a[t] / b[t] - 1) for t in terms] for a, b in zip(live, held, strict=True)]
-    assert np.max(errors) < 3e-4  # seen: 1.0e-4 after four steps, from tokens in float16
+    assert np.max(errors) < 3e-4  # 1.001e-4 seen, at which that run stopped
 
 
 def test_a_shorter_cache_starts_over(pairs, teacher, tmp_path):
