@@ -59,7 +59,8 @@ class Chip:
     capacity: float
 
 
-# From memory, not looked up: check them before you rely on a figure. Between chips: the sum over a chip's links, one way.
+# From memory, not looked up: check them before you rely on a figure.
+# Between chips: the sum over a chip's links, one way.
 CHIPS = {
     "v5e": Chip(197e12, 819e9, 200e9, 15.75 * GIB),
     "v5p": Chip(459e12, 2765e9, 600e9, 95.74 * GIB),
