@@ -1,5 +1,6 @@
 """The command line in-process: bad input is one sentence, exit code 2, and nothing half-written."""
 
+import pathlib
 import shutil
 
 import numpy as np
@@ -121,6 +122,45 @@ def empty_depth(scene):
     OpenEXR.File(header, {"Y": depth}).write(str(scene / "im_00001.exr"))
 
 
+def nan_depth(scene):
+    header = {"compression": OpenEXR.PIZ_COMPRESSION, "type": OpenEXR.scanlineimage}
+    depth = np.full((32, 32), 1e4, np.float16)
+    depth[3, 4] = np.nan
+    OpenEXR.File(header, {"Y": depth}).write(str(scene / "im_00001.exr"))
+
+
+def change_camera(scene, **changes):
+    arrays = dict(np.load(scene / "im_00001.npz")) | changes
+    np.savez(scene / "im_00001.npz", **arrays)
+
+
+def wrong_K(scene):
+    change_camera(scene, intrinsics=np.eye(4))
+
+
+def skewed_pose(scene):
+    change_camera(scene, cam2world=np.diag([1.0, 1.1, 1.0, 1.0]))
+
+
+def enlarge_both_views(scene):
+    for view in range(2):
+        pair = tiny.plane_pair(0, size=(48, 48))
+        write_frame(scene / f"im_0000{view}", pair, view, half_depth=True)
+
+
+def empty_split(scene):
+    path = scene.parents[1] / "split.npz"
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {"pairs": arrays["pairs"][:0]})
+
+
+def zip_folder(scene):
+    root = scene.parents[1]
+    archive = shutil.make_archive(str(root), "zip", root)
+    shutil.rmtree(root)
+    pathlib.Path(archive).rename(root)
+
+
 DAMAGE = [
     (remove_image, "im_00001.jpg does not exist"),
     (remove_depth, "im_00001.exr does not exist"),
@@ -132,19 +172,29 @@ DAMAGE = [
     (enlarge_image, "is 48x48 but its depth file im_00001.exr is 32x32"),
     (blacken, "im_00001.jpg is all black"),
     (empty_depth, "im_00001.exr has no valid pixel"),
+    (nan_depth, "im_00001.exr has 1 nan of 1024 pixels"),
+    (wrong_K, "im_00001.npz is float64 [4, 4], expected finite numbers [3, 3]"),
+    (skewed_pose, "im_00001.npz is not a rigid pose (determinant 1.1"),
+    (enlarge_both_views, "is 32x32 but {tmp}/moon/Nadir/paire1/im_00000.jpg of the same folder"),
+    (empty_split, "split.npz lists no pairs (found 0 rows"),
+    (zip_folder, "moon is a zip archive, expected a folder: unpack it"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE, ids=[d.__name__ for d, _ in DAMAGE])
-@pytest.mark.parametrize("verb", ["evaluate", "train"])
+@pytest.mark.parametrize("verb", ["evaluate", "train", "cache", "init", "describe"])
 def test_damaged_data(verb, damage, message, model, data, config, tmp_path, capsys):
     damage(data / "Nadir/paire1")
     before = tree(tmp_path)
     arguments = {
         "evaluate": ["--model", model, "--data", data, "--out", tmp_path / "out", "--size", "32"],
         "train": ["--config", config, "--workdir", tmp_path / "out"],
-    }[verb]
-    refused(capsys, [verb, *arguments], message)
+        "cache": ["--config", config, "--out", tmp_path / "out"],
+        "init": ["--teacher", model, "--student", "test", "--method", "calibrated",
+                 "--calibration", data, "--out", tmp_path / "out.safetensors"],
+        "describe": [data, "--out", tmp_path / "out.png", "--size", "32"],
+    }[verb]  # fmt: skip
+    refused(capsys, [verb, *arguments], message.format(tmp=tmp_path))
     assert {k: v for k, v in tree(tmp_path).items() if "__pycache__" not in k.parts} == before
 
 
@@ -163,6 +213,7 @@ def test_damaged_data(verb, damage, message, model, data, config, tmp_path, caps
         (["--size", "40"], "The size is 40 pixels: give a multiple of 16"),
         (["--size", "16"], "The size is 16 pixels: give a multiple of 16, 32 or more"),
         (["--data", "synthetic", "--geometries", "0"], "number of geometries is 0: give 1 or"),
+        (["--data", "synthetic:mars"], "The preset is 'mars': choose from first, stereolunar"),
         (["--data", "synthetic", "--seed", "-1"], "seed of the synthetic scenes is -1"),
         (["--data", "synthetic", "--seed", "499999"], "--seed 499999 with 36 geometries"),
         (["--out", "{tmp}/experiment.py/out"], "Cannot write to the output folder"),
@@ -195,6 +246,7 @@ def test_evaluate_with_wrong_arguments(flags, message, model, data, config, tmp_
         (["--config.student=tests"], "no architecture 'tests': did you mean 'test'?"),
         (["--config.data.size=40"], "The size is 40 pixels"),
         (["--config.data.source={tmp}/none"], "none does not exist"),
+        (["--config.data.source=synthetic:mars"], "The preset is 'mars': choose from first, st"),
         (["--workdir", "{tmp}/experiment.py/out"], "Cannot write to the output folder"),
     ],
 )

@@ -51,7 +51,13 @@ def test_homography_crop_keeps_the_geometry(seed, size):
         assert plane_error(view) < 1e-6  # float32 depth; seen 2e-7
         np.testing.assert_allclose(view.K[:2, 2], [(size[1] - 1) / 2, (size[0] - 1) / 2])
         assert view.K[0, 0] == view.K[1, 1] and view.K[0, 1] == 0
-    assert shading_error(out, seed) < 2.5  # the photograph moved with the depth; seen 1.3
+    # The photograph moved with the depth. Over all 303 seeds and sizes: 2.6 grey levels at worst,
+    # and at least 2.9 times as much with the principal point half a pixel off.
+    right = shading_error(out, seed)
+    moved = out.K.copy()
+    moved[:, :2, 2] += 0.5
+    assert right < 3
+    assert shading_error(dataclasses.replace(out, K=moved), seed) > 2.5 * right
     np.testing.assert_array_equal(pair.K, before[0])
     np.testing.assert_array_equal(pair.image, before[1])
 

@@ -64,6 +64,7 @@ def test_pixels_without_depth_are_marked(tmp_path):
         (["--size", "7"], "--size is '7': give pixels"),
         (["--size", "32x"], "--size is '32x'"),
         (["--pairs", "0"], "--pairs is 0"),
+        (["--out", "sheet.part"], "--out is 'sheet.part': give the name of a .png file"),
         (["--turn", "up"], "pipeline.turn is 'up'"),
         (["--lighting", "dark"], "lighting 'dark'"),
         (["--lighting", "cross"], "no pairs"),

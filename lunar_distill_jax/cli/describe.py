@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import pathlib
 
 import numpy as np
 
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
     from lunar_distill_jax.progress import Progress
 
     height, width = _size(args.size)
+    if pathlib.Path(args.out).suffix.lower() != ".png":
+        raise InputError(f"--out is {args.out!r}: give the name of a .png file.")
     if args.pairs < 1:
         raise InputError(f"--pairs is {args.pairs}: give 1 or more.")
     settings = pipeline.Settings(

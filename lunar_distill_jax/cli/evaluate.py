@@ -36,7 +36,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         help="may be given several times; the first is what others are compared with "
         "(default: moonlet, the embedded one)",
     )
-    parser.add_argument("--data", required=True, help='a folder, or "synthetic"')
+    parser.add_argument("--data", required=True, help='a folder, "synthetic" or "synthetic:PRESET"')
     parser.add_argument("--out", default="evaluation", metavar="DIR", help="(default: evaluation)")
     parser.add_argument(
         "--protocol",
@@ -127,12 +127,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _text(args: argparse.Namespace, models: Mapping, side: int, result):
+    from lunar_distill_jax.data.source import synthetic_moon
     from lunar_distill_jax.evaluation import contenders
     from lunar_distill_jax.report.evaluation_pages import Text
 
     first = result.summary[next(iter(models))]
-    where = "synthetic terrain" if args.data == "synthetic" else pathlib.Path(args.data).name
-    seen = "the same" if args.data == "synthetic" else "the frames as they are stored"
+    rendered = synthetic_moon(args.data) is not None
+    where = "synthetic terrain" if rendered else pathlib.Path(args.data).name
+    seen = "the same" if rendered else "the frames as they are stored"
     lead = (
         f"Stereo pairs: {first['pairs']}, of {first['geometries']} different geometries. "
         f"Networks see frames of {side} pixels; classical baselines see {seen}. All answers are "
@@ -157,7 +159,7 @@ def _text(args: argparse.Namespace, models: Mapping, side: int, result):
         words += ["--model", name]
     words += ["--data", args.data, "--out", args.out, "--protocol", args.protocol]
     words += ["--size", str(side), "--lighting", args.lighting, "--seed", str(args.seed)]
-    if args.data == "synthetic":
+    if rendered:
         words += ["--geometries", str(args.geometries)]
     if args.baselines is not None:
         words += ["--baselines", *args.baselines]

@@ -46,7 +46,8 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibration",
         metavar="DATA",
-        help='pairs for calibrated: a folder, or "synthetic"; nothing but the images is read',
+        help='pairs for calibrated: a folder, "synthetic" or "synthetic:PRESET"; only the images '
+        "are read",
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="ends in .safetensors")
     parser.add_argument(

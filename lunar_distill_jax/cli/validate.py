@@ -49,9 +49,10 @@ def run(args: argparse.Namespace) -> None:
         atomic.write_text(args.report, text + "\n")
     _print(report)
     if report.errors:
+        first = report.errors[0].message.rstrip(".")
         raise InputError(
-            f"{len(report.errors)} of the findings in {args.data} are errors (expected 0): repair "
-            "or remove those frames."
+            f"{len(report.errors)} of the findings in {args.data} are errors (expected 0), listed "
+            f"above; the first: {first}."
         )
 
 

@@ -11,6 +11,7 @@ import os
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -87,18 +88,21 @@ def require_folder(root: str | os.PathLike) -> pathlib.Path:
     raise InputError(f"The data folder {root} {state}: {step}.")
 
 
-def load_pair(ref: PairRef, size: int | tuple[int, int] | None = None) -> StereoPair:
+def load_pair(
+    ref: PairRef, size: int | tuple[int, int] | None = None, *, like: FrameFiles | None = None
+) -> StereoPair:
     """Reads one pair; depth is valid where finite and positive (HALF overflows to inf at 65 504 m).
 
     Args:
       size: None keeps the frames' own; n or (height, width) resamples image (antialiased LANCZOS),
         depth (at the exact new pixel centres) and K together
+      like: a frame of the same folder, whose size these must have; None: any size
 
     Raises:
       InputError: a file is missing or unusable, or the two frames do not fit together.
     """
     views = [load_frame(files) for files in ref.frames]
-    check_sizes(ref, [view.valid.shape for view in views])
+    check_sizes(ref, [view.valid.shape for view in views], like=like)
     if size is not None:
         new = (size, size) if isinstance(size, int) else size
         views = [resize_frame(view, new) for view in views]
@@ -115,13 +119,22 @@ def _fields(frame: Frame) -> tuple[np.ndarray, ...]:
     return frame.image, frame.depth_m, frame.valid, frame.K, frame.T_world_cam
 
 
-def check_sizes(ref: PairRef, shapes: list[tuple[int, ...]]) -> None:
-    """Raises InputError unless both frames are of one size."""
+def check_sizes(
+    ref: PairRef, shapes: Sequence[tuple[int, ...]], *, like: FrameFiles | None = None
+) -> None:
+    """Raises InputError unless both frames are of one size, and of that of `like`."""
     if shapes[0] != shapes[1]:
         (a, b), (size_a, size_b) = (f.image.name for f in ref.frames), map(size_text, shapes)
         raise InputError(
             f"The images of pair {ref.name} have different sizes ({a} is {size_a}, {b} is "
             f"{size_b}, expected equal): resize one of the frames."
+        )
+    wanted = images.stored_size(like.image) if like else None
+    if like and wanted and shapes[0] != wanted:
+        raise InputError(
+            f"The image {ref.frames[0].image} is {size_text(shapes[0])} but {like.image} of the "
+            f"same folder is {size_text(wanted)}, expected one size: sort them into a folder each, "
+            "or resize them."
         )
 
 

@@ -46,6 +46,15 @@ def read_photograph(path: pathlib.Path) -> Image.Image:
     return _open_image(path, upright=True)
 
 
+def stored_size(path: pathlib.Path) -> tuple[int, int] | None:
+    """(height, width) of an image file by its header; None where it has none."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+            return file.height, file.width
+    except (*UNREADABLE, Image.DecompressionBombError):
+        return None  # who reads its pixels says what is wrong with it
+
+
 def _open_image(path: pathlib.Path, *, upright: bool = False) -> Image.Image:
     _require_file(path, "image")
     try:

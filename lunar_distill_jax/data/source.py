@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
-from lunar_distill_jax.data import frames, mast3r_folder, plain_folder, splits, stereolunar
+from lunar_distill_jax.data import frames, images, mast3r_folder, plain_folder, splits, stereolunar
 from lunar_distill_jax.data.frames import PairRef
 from lunar_distill_jax.data.synthetic import SyntheticPairs
 from lunar_distill_jax.errors import InputError
@@ -34,28 +34,50 @@ def find_pairs(
       InputError: the folder or a pair cannot be used.
     """
     root = frames.require_folder(root)
+    if is_stereolunar(root):
+        return stereolunar.find_pairs(root, split, on_error=on_error)
     if (root / plain_folder.LIST).is_file():
         if split is not None:
             raise InputError(f"The pairs of {root} have no splits, found {split!r}: give none.")
         return plain_folder.find_pairs(root, on_error=on_error)
-    if mast3r_folder.pair_list(root):
-        return mast3r_folder.find_pairs(root, split, on_error=on_error)
-    return stereolunar.find_pairs(root, split, on_error=on_error)
+    return mast3r_folder.find_pairs(root, split, on_error=on_error)
+
+
+def is_stereolunar(root: pathlib.Path) -> bool:
+    """Whether a folder is in StereoLunar's format: it has no list of the other two."""
+    return not (root / plain_folder.LIST).is_file() and mast3r_folder.pair_list(root) is None
 
 
 class PairFiles(Sequence[StereoPair]):
     """Pairs on disk, each read when it is asked for; grain reads it as a random-access source."""
 
-    def __init__(self, refs: Sequence[PairRef], size: int | tuple[int, int] | None = None):
-        self.refs, self._size = tuple(refs), size
+    def __init__(
+        self,
+        refs: Sequence[PairRef],
+        size: int | tuple[int, int] | None = None,
+        *,
+        like: frames.FrameFiles | None = None,
+    ):
+        """size, like: as for `frames.load_pair`"""
+        self.refs, self._size, self._like = tuple(refs), size, like
 
     def __len__(self) -> int:
         return len(self.refs)
 
     def __getitem__(self, index):  # type: ignore[override]  # of a slice, too
         if isinstance(index, slice):
-            return PairFiles(self.refs[index], self._size)
-        return frames.load_pair(self.refs[index], self._size)
+            return PairFiles(self.refs[index], self._size, like=self._like)
+        return frames.load_pair(self.refs[index], self._size, like=self._like)
+
+    def check_sizes(self) -> None:
+        """Raises InputError where a pair is not of the size it must have; reads headers only."""
+        if self._like is None:
+            return
+        for ref in self.refs:
+            shapes = [images.stored_size(files.image) for files in ref.frames]
+            same = [shape for shape in shapes if shape and shape == shapes[0]]
+            if len(same) == 2:  # else reading them says what is wrong
+                frames.check_sizes(ref, same, like=self._like)
 
 
 def open_folder(
@@ -87,7 +109,8 @@ def open_folder(
             f"The folder {root} holds no pairs for lighting {lighting!r} (one sun a geometry): "
             "choose 'same'."
         )
-    return PairFiles(refs, size)
+    # StereoLunar's frames are one camera's; pairs that people collected may differ in size.
+    return PairFiles(refs, size, like=refs[0].frames[0] if is_stereolunar(root) else None)
 
 
 def open_pairs(
@@ -131,7 +154,10 @@ def pair_sequence(
         if seed < 0:
             raise InputError(f"The seed of the synthetic scenes is {seed}: give 0 or more.")
         return SyntheticPairs(seed, geometries, size, moon=moon)
-    return open_folder(source, size=size, lighting=lighting)
+    pairs = open_folder(source, size=size, lighting=lighting)
+    if isinstance(pairs, PairFiles):
+        pairs.check_sizes()  # now, not after minutes of compilation
+    return pairs
 
 
 def check_size(size: int) -> None:

@@ -119,7 +119,7 @@ def validate(
         said = ", ".join(f"{count} of {size}" for size, count in counts.items())
         findings.append(
             Finding(
-                True,
+                source.is_stereolunar(pathlib.Path(root)),
                 f"The frames under {root} have {len(counts)} sizes ({said}), expected one: sort "
                 "them into a folder each, or resize them.",
             )

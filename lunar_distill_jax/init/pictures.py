@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lunar_distill_jax.data.batches import stack_images
-from lunar_distill_jax.data.source import SYNTHETIC, open_folder, open_pairs
+from lunar_distill_jax.data.source import open_folder, open_pairs, synthetic_moon
 from lunar_distill_jax.data.synthetic import TRAINING_SEEDS, SyntheticPairs
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.types import StereoPair
@@ -46,9 +46,10 @@ def calibration_pictures(calibration: Calibration, size: int, pairs: int, seed: 
     if isinstance(calibration, str | os.PathLike):
         if pairs < 2:
             raise InputError(f"The number of calibration pairs is {pairs}: give at least 2.")
-        if str(calibration) == SYNTHETIC:
-            open_pairs(SYNTHETIC, size=size, geometries=pairs, seed=seed)  # checks the numbers
-            return _of_pairs(SyntheticPairs(TRAINING_SEEDS + seed, pairs, size))
+        moon = synthetic_moon(calibration)
+        if moon is not None:
+            open_pairs(calibration, size=size, geometries=pairs, seed=seed)  # checks the numbers
+            return _of_pairs(SyntheticPairs(TRAINING_SEEDS + seed, pairs, size, moon=moon))
         found = open_folder(calibration, size=size)
         chosen = np.unique(np.linspace(0, len(found) - 1, min(pairs, len(found))).round())
         return _of_pairs(found, chosen.astype(int))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import ml_collections as mlc
 
 from lunar_distill_jax import api, atomic
-from lunar_distill_jax.data.source import SYNTHETIC, check_size, open_folder, open_pairs
+from lunar_distill_jax.data.source import check_size, open_folder, open_pairs, synthetic_moon
 from lunar_distill_jax.data.synthetic import SyntheticPairs
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.init.inherit import METHODS, first_student
@@ -141,9 +141,10 @@ def watch(
 def read_data(label: str, block: mlc.ConfigDict, *, keep: bool) -> Sequence[StereoPair]:
     """The pairs of a `data` block. keep: all in memory; else each is read when it is asked for."""
     d = data_block(**block.to_dict())
-    if str(d.source) == SYNTHETIC:
+    moon = synthetic_moon(d.source)
+    if moon is not None:
         open_pairs(d.source, size=d.size, geometries=d.geometries, seed=d.seed)  # its checks
-        pairs: Sequence[StereoPair] = SyntheticPairs(d.seed, d.geometries, d.size)
+        pairs: Sequence[StereoPair] = SyntheticPairs(d.seed, d.geometries, d.size, moon=moon)
     else:
         pairs = open_folder(
             d.source, split=d.split or None, size=d.size or None, lighting=d.lighting

@@ -23,8 +23,9 @@ def run_config() -> mlc.ConfigDict:
     start_from: another workdir whose students of these names are taken up with their optimizers
     data_seed:  of the order of the pairs and of their augmentation; -1: the same as `seed`
     epochs, warmup_epochs: if not 0 they give `steps` and `optim.warmup`, by the number of pairs
-    data:       `source` a folder or "synthetic" (`geometries` scenes from `seed` on); `split` and
-                `lighting` as `data.source.open_folder`; `size` 0 keeps the frames' own
+    data:       `source` a folder, "synthetic" or "synthetic:PRESET" (`geometries` scenes from
+                `seed` on); `split` and `lighting` as `data.source.open_folder`; `size` 0 keeps the
+                frames' own
     pipeline:   `on`: pairs are read one by one as they are needed, by `threads` and `workers`, and
                 go through `data.pipeline`; off: all are held in memory and `augment` turns them
     sets:       {name: a table like `data`} to evaluate on every `evaluate_every` steps (0: never);
