@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import os
 import pathlib
+import shutil
 from collections.abc import Iterable
 
 import numpy as np
@@ -72,23 +73,31 @@ def write_stereolunar(
     frames: collections.Counter[str] = collections.Counter()
     folders: collections.Counter[str] = collections.Counter()
     rows, names = [], []
-    last = None
+    last: tuple[StereoPair, list[pathlib.Path], float] | None = None
     with atomic_folder(root) as part:
         for pair in pairs:
             trajectory = pair.trajectory.capitalize()
-            if (pair.trajectory, pair.geometry) != last:
+            if last is None or (pair.trajectory, pair.geometry) != _scene_key(last[0]):
                 folders[trajectory] += 1
                 scenes.append(f"{trajectory}/paire{folders[trajectory]}")
                 (part / scenes[-1]).mkdir(parents=True)
-                last = pair.trajectory, pair.geometry
             first = frames[trajectory]
             frames[trajectory] += 2
-            for view in range(2):
-                write_frame(
-                    part / scenes[-1] / _stem(first + view), pair, view, half_depth=half_depth
-                )
+            paths = [part / scenes[-1] / _stem(first + view) for view in range(2)]
+            # Under another sun the same cameras see the same ground: all but the photographs is
+            # there already, and costs more to encode than they do.
+            known = last if last is not None and _same_ground(pair, last[0]) else None
+            for view, path in enumerate(paths):
+                if known is None:
+                    _write_ground(path, pair, view, half_depth=half_depth)
+                else:
+                    for kind in (".exr", ".npz"):
+                        shutil.copyfile(known[1][view].with_suffix(kind), path.with_suffix(kind))
+                _write_photograph(path, pair, view)
+            score = overlap(pair) if known is None else known[2]
+            last = pair, paths, score
             names.append(f"{scenes[-1]}/{_stem(first)}-{_stem(first + 1)}")
-            rows.append((len(scenes) - 1, first, first + 1, overlap(pair)))
+            rows.append((len(scenes) - 1, first, first + 1, score))
         stems = [_stem(i) for i in range(max(frames.values(), default=0))]
         np.savez(
             part / "split.npz",
@@ -103,9 +112,29 @@ def _stem(number: int) -> str:
     return f"im_{number:05d}"
 
 
+def _scene_key(pair: StereoPair) -> tuple[str, str]:
+    return pair.trajectory, pair.geometry
+
+
+def _same_ground(a: StereoPair, b: StereoPair) -> bool:
+    """Whether two pairs differ in nothing but their photographs."""
+    fields = ("depth_m", "valid", "K", "T_world_cam")
+    return _scene_key(a) == _scene_key(b) and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in fields
+    )
+
+
 def write_frame(path: pathlib.Path, pair: StereoPair, view: int, *, half_depth: bool) -> None:
     """Writes `path`.jpg, .exr and .npz of one view."""
+    _write_photograph(path, pair, view)
+    _write_ground(path, pair, view, half_depth=half_depth)
+
+
+def _write_photograph(path: pathlib.Path, pair: StereoPair, view: int) -> None:
     Image.fromarray(pair.image[view]).save(path.with_suffix(".jpg"), quality=JPEG_QUALITY)
+
+
+def _write_ground(path: pathlib.Path, pair: StereoPair, view: int, *, half_depth: bool) -> None:
     depth = np.where(pair.valid[view], pair.depth_m[view], np.inf)
     with np.errstate(over="ignore"):  # HALF ends at 65 504 m; beyond, StereoLunar has inf too
         depth = depth.astype(np.float16 if half_depth else np.float32)
