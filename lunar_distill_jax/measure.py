@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from lunar_distill_jax import api
+from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.fresh import fresh_params, fresh_statistics
 from lunar_distill_jax.models.stereo import StereoNet
 from lunar_distill_jax.models.zoo import architecture
@@ -29,10 +30,12 @@ from lunar_distill_jax.models.zoo import architecture
 ROUNDS = 3
 
 
-def forward(name: str, height: int, width: int, variables: Any = None) -> Callable[[], None]:
-    """A named architecture's forward pass over one pair, compiled; float32, fresh parameters."""
-    config = architecture(name)
-    variables = device_variables(name) if variables is None else variables
+def forward(
+    network: str | StereoConfig, height: int, width: int, variables: Any = None
+) -> Callable[[], None]:
+    """A network's forward pass over one pair, compiled; float32, fresh parameters."""
+    config = architecture(network) if isinstance(network, str) else network
+    variables = device_variables(config) if variables is None else variables
     rng = np.random.default_rng(0)
     one, two = rng.uniform(-1, 1, (2, 1, height, width, 3)).astype(np.float32)
 
@@ -45,21 +48,23 @@ def forward(name: str, height: int, width: int, variables: Any = None) -> Callab
     return lambda: jax.block_until_ready(run(variables, one, two))
 
 
-def device_variables(name: str) -> Any:
-    """Fresh parameters of a named architecture, on the device."""
-    config = architecture(name)
+def device_variables(network: str | StereoConfig) -> Any:
+    """Fresh parameters of a network, on the device."""
+    config = architecture(network) if isinstance(network, str) else network
     return jax.device_put(api.variables(fresh_params(config, 0), fresh_statistics(config)))
 
 
-def measure(name: str, sizes: Sequence[tuple[int, int]], rounds: int = ROUNDS) -> dict[str, Any]:
+def measure(
+    network: str | StereoConfig, sizes: Sequence[tuple[int, int]], rounds: int = ROUNDS
+) -> dict[str, Any]:
     """Times one network at (height, width)s, in turn.
 
     -> {"384x512": {"seconds": median, "fastest"}, ..., "peak_rss_bytes": of this process, the
        compiler included}
     """
-    variables, out = device_variables(name), {}
+    variables, out = device_variables(network), {}
     for height, width in sizes:
-        run, seconds = forward(name, height, width, variables), []
+        run, seconds = forward(network, height, width, variables), []
         for _ in range(rounds):
             start = time.perf_counter()
             run()
@@ -79,8 +84,9 @@ def peak_rss_bytes() -> int:
         return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def measure_apart(name: str, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def measure_apart(network: str | StereoConfig, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """`measure` in a fresh process, so that no other network's memory is in its peak."""
+    name = network if isinstance(network, str) else json.dumps(network.to_dict())
     command = [sys.executable, "-m", __name__, name, *(f"{h}x{w}" for h, w in sizes)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": _path()}
@@ -107,4 +113,6 @@ def machine() -> str:
 
 if __name__ == "__main__":
     given = [(int(h), int(w)) for h, w in (size.split("x") for size in sys.argv[2:])]
-    print(json.dumps(measure(sys.argv[1], given)))
+    named = sys.argv[1]
+    described = StereoConfig.from_dict(json.loads(named)) if named.startswith("{") else named
+    print(json.dumps(measure(described, given)))

@@ -107,7 +107,7 @@ def main() -> None:
     bench_double(rounds)
     bench_render(rounds)
     bench_training(rounds)
-    bench_loop(rounds)
+    bench_loop()
 
 
 if __name__ == "__main__":

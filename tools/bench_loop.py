@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import jax
 
@@ -19,56 +20,61 @@ from lunar_distill_jax.train.state import Student, Trial, init_state
 from lunar_distill_jax.train.step import make_train_step
 from lunar_distill_jax.train.watching import Watcher
 
-STEPS, WARM = 40, 10
+EVERY, CHUNKS, SIZE = 10, 16, 64  # steps between two log rows; log rows; pixels
 
 
-def bench_loop(rounds: int) -> None:
-    """Steps a second of `train` against those of the bare jitted step, in turns."""
+def bench_loop() -> None:
+    """Steps a second of `train` against those of the bare jitted step, in turns of some steps.
+
+    At every log row the loop waits while the bare step takes its turn: a machine that is slower for
+    a while is slower for both. The median of the turns' ratios counts.
+    """
     config = run_config()
-    config.steps, config.batch, config.augment, config.log_every = STEPS + WARM, 8, False, 10
+    config.steps, config.batch, config.augment, config.log_every = EVERY * CHUNKS, 8, False, EVERY
     config.checkpoint_every, config.mesh.data = 10**6, 1
     config.loss.update(points=3.0, relief=10.0)
     config = complete_run(config)
     student = api.build("moonlet-student")
-    source = SyntheticPairs(0, 8, 96)
+    source = SyntheticPairs(0, 8, SIZE)
     pairs = [source[i] for i in range(len(source))]
     plan = check_settings(config, has_teacher=False)
     compiled = Student(student.config, plan.optim, plan.on)
     step = make_train_step({"": compiled}, ground_truth(plan.on), plan.settings)
     batch = next(feed.batches(config, pairs, matches=0, start=0))
     run = plan.runs[0]
+    state = init_state({"": (compiled, [Trial(student.params, run.weights, run.lr)])}, None)
 
-    def bare() -> float:
-        state = init_state({"": (compiled, [Trial(student.params, run.weights, run.lr)])}, None)
-        for i in range(WARM + STEPS):
-            if i == WARM:
-                jax.block_until_ready(state)
-                start = time.perf_counter()
+    def bare(state, steps: int) -> tuple[Any, float]:
+        start = time.perf_counter()
+        for _ in range(steps):
             state, _ = step(state, None, batch)
         jax.block_until_ready(state)
-        return STEPS / (time.perf_counter() - start)
+        return state, time.perf_counter() - start
 
-    def loop() -> float:
-        seen: dict[int, float] = {}
+    state, _ = bare(state, 1)
+    state, seconds = bare(state, 2)
+    turns: list[tuple[float, float]] = []
+    resumed = 0.0
 
-        def look(row: dict[str, float]) -> None:
-            seen.setdefault(int(row["step"]), time.perf_counter())
+    def look(row: dict[str, float]) -> None:
+        """A row is told when its step has ended; the next one is under way, and is waited for."""
+        nonlocal state, resumed
+        loop = time.perf_counter() - resumed
+        time.sleep(2 * seconds)
+        state, alone = bare(state, EVERY - 1)
+        if 2 * EVERY < row["step"] < config.steps:  # the first ones compile; the last has no next
+            turns.append((loop, alone))
+        resumed = time.perf_counter()
 
-        watcher = Watcher(on_log=look)
-        with tempfile.TemporaryDirectory() as workdir:
-            train_together(
-                config, workdir, pairs, teacher=None, students={"": [student]}, watcher=watcher
-            )
-        # Rows are told while the next step runs; both ends alike, but for the last, so not to it.
-        first, last = WARM, STEPS
-        return (last - first) / (seen[last] - seen[first])
-
-    rates: tuple[list[float], list[float]] = ([], [])
-    for _ in range(max(3, rounds // 3)):
-        for measured, into in zip((loop, bare), rates, strict=True):
-            into.append(measured())
-    ours, peer = (statistics.median(r) for r in rates)
+    watcher = Watcher(on_log=look)
+    with tempfile.TemporaryDirectory() as workdir:
+        train_together(
+            config, workdir, pairs, teacher=None, students={"": [student]}, watcher=watcher
+        )
+    ours, peer = ((EVERY - 1) / statistics.median(t) for t in zip(*turns, strict=True))
+    ratios = [alone / loop for loop, alone in turns]
     print(
-        f"{'train, 8 pairs, 96 px':44s} {ours:9.2f} /s   {'the bare jitted step':36s} "
-        f"{peer:9.2f} /s   {ours / peer:5.2f}x"
+        f"{f'train, 8 pairs, {SIZE} px':44s} {ours:9.2f} /s   {'the bare jitted step':36s} "
+        f"{peer:9.2f} /s   {statistics.median(ratios):5.3f}x ({len(turns)} turns, "
+        f"{min(ratios):.3f} to {max(ratios):.3f})"
     )

@@ -53,6 +53,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="a process silent for so long is lost, and the others end (default %(default)s)",
     )
+    parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(takes_overrides=True)  # --config.key=value: argparse cannot know the keys
     return parser
 
@@ -69,18 +70,20 @@ def run(args: argparse.Namespace) -> int | None:
 
     config = read_config(args.config, args.overrides)
     start.check_run(config)
-    if args.max_restarts:
+    together = args.coordinator is not None
+    if (args.max_restarts or together) and not args.supervised:
         given = ["train", "--config", args.config, "--workdir", args.workdir, *args.overrides]
         for flag in ("coordinator", "processes", "process", "heartbeat_timeout"):
             if (value := getattr(args, flag)) is not None:
                 given += [f"--{flag.replace('_', '-')}", str(value)]
-        return hosts.supervise(given, args.max_restarts)
+        return hosts.supervise([*given, "--supervised"], args.max_restarts, together=together)
     hosts.join(args.coordinator, args.processes, args.process, args.heartbeat_timeout)
     command = "lunar-distill " + " ".join(
         ["train", "--config", args.config, "--workdir", args.workdir, *args.overrides]
     )
     try:
-        trained = start.start(config, args.workdir, command)
+        with hosts.leaving():
+            trained = start.start(config, args.workdir, command)
     except Stopped as stopped:
         print(
             f"lunar-distill train: stopped after step {stopped.step}, which is saved; run the same "

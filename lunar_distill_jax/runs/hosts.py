@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import IO
 
 import jax
 
@@ -14,6 +18,9 @@ from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.progress import say
 
 WRONG_INPUT = 2  # the exit code that no second try changes
+LOST = 75  # "try again": another process of the run is gone
+WAIT = 1.0  # seconds between two tries
+ABORTED = "Terminating process because the JAX distributed service detected fatal errors"
 
 
 def join(
@@ -46,14 +53,33 @@ def join(
     )
 
 
-def supervise(command: Sequence[str], restarts: int, *, wait: float = 1.0) -> int:
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Ends this process at once where a computation of several fails: the others are likely gone,
+    and whatever is done in order would wait for them.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if jax.process_count() == 1:
+            raise
+        say(f"A computation of all processes failed ({str(e).strip().splitlines()[0][:200]}).")
+        sys.stdout.flush()
+        os._exit(LOST)
+
+
+def supervise(command: Sequence[str], restarts: int, *, together: bool = False) -> int:
     """Runs a command, again where it died of a signal or an error; -> its last exit code.
 
     It is not run again after exit code 0 or 2 (wrong input). SIGTERM is handed on.
+
+    together: it is one process of several. Where another is lost, JAX aborts this one at length
+              from C++: one sentence is said instead
     """
     for left in range(restarts, -1, -1):
-        child = subprocess.Popen([sys.executable, "-m", "lunar_distill_jax", *command])
-        asked = []
+        pipe = subprocess.PIPE if together else None
+        child = subprocess.Popen([sys.executable, "-m", "lunar_distill_jax", *command], stderr=pipe)
+        asked, lost = [], []
 
         def hand_on(number, frame, child=child, asked=asked):
             del frame
@@ -62,12 +88,33 @@ def supervise(command: Sequence[str], restarts: int, *, wait: float = 1.0) -> in
 
         before = signal.signal(signal.SIGTERM, hand_on)
         try:
+            if child.stderr is not None:
+                lost = _pass_on(child.stderr)
             code = child.wait()
         finally:
             signal.signal(signal.SIGTERM, before)
+        if lost or code == LOST:
+            say(
+                "Another process of this run is lost or has ended, so this one has ended too; what "
+                "was saved stays: start all of them again to go on from it."
+            )
         if code in (0, WRONG_INPUT) or asked or not left:
             return code if code >= 0 else 128 - code
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         say(f"The run ended by {how}: it is started again ({left} more times at most).")
-        time.sleep(wait)
+        time.sleep(WAIT)
     raise AssertionError("unreachable")
+
+
+def _pass_on(errors: IO[bytes]) -> list[str]:
+    """Writes what a child says on its stderr to ours, and at its end -> JAX's account of why it
+    aborted the child, which is not written; [] if it did not.
+    """
+    kept: list[str] = []
+    for line in io.TextIOWrapper(errors, errors="replace", newline="\n"):
+        if kept or ABORTED in line:
+            kept.append(line)
+        else:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+    return kept

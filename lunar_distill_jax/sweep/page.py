@@ -44,7 +44,7 @@ def write_page(
             lead,
             sections,
             facts={
-                "Teacher": config.teacher or "ground truth",
+                "Teacher": os.path.basename(config.teacher) or "ground truth",
                 "Steps": str(config.steps if not config.epochs else f"{config.epochs:g} epochs"),
                 "Batch": str(config.batch),
                 "Data": str(config.data.source),
@@ -133,7 +133,7 @@ def _trials(specs, good) -> str:
     for spec in specs:
         if (r := good.get(spec.name)) is None:
             continue
-        cells = [f"{r['parameters'] / 1e6:.1f} M", f"{r['macs'] / 1e9:.2f} G"]
+        cells = [f"{r['parameters'] / 1e6:.2f}\u00a0M", f"{r['macs'] / 1e9:.2f}\u00a0G"]
         cells += [f"{r['loss']:.4g}", str(r["skipped"])]
         cells += [
             f"{r['sets'].get(n, {}).get(m, float('nan')):{METRICS[m].form}}"

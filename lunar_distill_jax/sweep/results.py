@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -16,10 +17,13 @@ import scipy.stats
 
 from lunar_distill_jax import atomic, measure
 from lunar_distill_jax.evaluation.metrics import METRICS
+from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.progress import Progress
+from lunar_distill_jax.runs.start import network_config
 from lunar_distill_jax.sweep.trials import Spec
 
 LATENCY = "latency.json"
+FAILED = {"failure": "it has no result"}
 
 
 def write_csv(
@@ -53,23 +57,34 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def add_latency(workdir: pathlib.Path, results: Mapping[str, dict[str, Any]]) -> None:
-    """Adds "latency_ms" of a forward pass over one pair on this machine; each is measured once."""
+def add_latency(
+    workdir: pathlib.Path, specs: Sequence[Spec], results: Mapping[str, dict[str, Any]]
+) -> None:
+    """Adds "latency_ms" of a forward pass over one pair on this machine; each network, with the
+    decoder that its trial has, is measured once.
+    """
     path = workdir / LATENCY
     known = json.loads(path.read_text()) if path.is_file() else {}
-    good = [r for r in results.values() if "failure" not in r]
-    needed = {(r["student"], r["frame"]) for r in good} - {tuple(k.split()) for k in known}
+    good = {s.name: results[s.name] for s in specs if "failure" not in results.get(s.name, FAILED)}
+    networks = {s.name: network_config(s.config, s.config.student) for s in specs if s.name in good}
+    keys = {name: _key(networks[name], good[name]["frame"]) for name in good}
+    needed = {key: name for name, key in keys.items() if key not in known}
     with Progress(len(needed), "latency") as progress:
-        for student, frame in sorted(needed):
-            height, width = (int(side) for side in frame.split("x"))
-            measured = measure.measure_apart(student, [(height, width)])
-            seconds = measured[frame]["seconds"]
-            known[f"{student} {frame}"] = seconds * 1e3
+        for key, name in needed.items():
+            height, width = (int(side) for side in good[name]["frame"].split("x"))
+            measured = measure.measure_apart(networks[name], [(height, width)])
+            known[key] = measured[good[name]["frame"]]["seconds"] * 1e3
             progress.update(1)
     if needed:
         atomic.write_text(path, json.dumps(known, indent=2) + "\n")
-    for result in good:
-        result["latency_ms"] = known[f"{result['student']} {result['frame']}"]
+    for name, result in good.items():
+        result["latency_ms"] = known[keys[name]]
+
+
+def _key(network: StereoConfig, frame: str) -> str:
+    """Equal for equal architectures, and still to be read."""
+    text = json.dumps(network.to_dict(), sort_keys=True)
+    return f"{network.name} {hashlib.sha256(text.encode()).hexdigest()[:12]} {frame}"
 
 
 def over_seeds(

@@ -88,7 +88,7 @@ def planner(
 def write(workdir: pathlib.Path, base, specs, results, command: str) -> None:
     """results.csv and report.html, for what there is so far."""
     if base.sweep.latency:
-        add_latency(workdir, results)
+        add_latency(workdir, specs, results)
     write_csv(workdir / "results.csv", specs, results)
     write_page(workdir / "report.html", base, specs, results, command)
 

@@ -11,6 +11,8 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+
 from lunar_distill_jax import atomic
 from lunar_distill_jax.errors import InputError
 
@@ -27,9 +29,14 @@ FREE = (
 def locked(workdir: str | os.PathLike) -> Iterator[None]:
     """Holds the workdir; the system lets go of it when this process ends, however it ends.
 
+    Of several processes of one run, the first one holds it for all.
+
     Raises:
       InputError: another run holds it.
     """
+    if jax.process_index():
+        yield
+        return
     with open(pathlib.Path(workdir) / LOCK, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,7 +74,7 @@ def check_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
                     f"--config.{key}={old} to go on with it, or another --workdir."
                 )
     text = json.dumps(config, indent=2, default=str) + "\n"
-    if not path.is_file() or path.read_text() != text:
+    if jax.process_index() == 0 and (not path.is_file() or path.read_text() != text):
         atomic.write_text(path, text)
 
 
