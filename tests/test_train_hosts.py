@@ -18,8 +18,9 @@ import lunar_distill_jax as ld
 from lunar_distill_jax import cli
 from lunar_distill_jax.runs import hosts
 from lunar_distill_jax.train.loop import read_history
+from lunar_distill_jax.train.watching import EVALUATIONS
 
-STEPS, HEARTBEAT = 120, 10
+STEPS, HEARTBEAT = 24, 10
 CONFIG = f"""
 from lunar_distill_jax.train.options import data_block, run_config
 
@@ -29,7 +30,8 @@ def get_config():
     c.loss.points = 1.0
     c.optim.update(lr=1e-3)
     c.data = data_block(source="synthetic", size=32, geometries=3)
-    c.log_every, c.checkpoint_every, c.tensorboard = 1, 5, False
+    c.sets = {{"unseen": data_block(source="synthetic", size=32, geometries=2, seed=100)}}
+    c.log_every, c.checkpoint_every, c.evaluate_every, c.tensorboard = 1, 2, 12, False
     return c
 """
 
@@ -79,7 +81,7 @@ class Both:
         return [path.read_text() for path in self.said]
 
     def codes(self):
-        return [p.wait(timeout=300) for p in self.processes]
+        return [p.wait(timeout=900) for p in self.processes]
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +97,13 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
     assert read_history(a) == read_history(b)
     assert len(read_history(a)) == STEPS
+    assert read_history(a, EVALUATIONS) == read_history(b, EVALUATIONS) != []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", (1, 0))
 def test_where_one_host_is_lost_the_other_ends_and_both_go_on(killed, unbroken, config, tmp_path):
-    both = Both(config, tmp_path / "run").at_step(30)
+    both = Both(config, tmp_path / "run").at_step(6)
     os.killpg(both.processes[killed].pid, signal.SIGKILL)
     start = time.monotonic()
     code = both.processes[1 - killed].wait(timeout=120)
@@ -118,7 +121,7 @@ def test_where_one_host_is_lost_the_other_ends_and_both_go_on(killed, unbroken, 
 
 @pytest.mark.slow
 def test_restarts_bring_a_lost_process_back(unbroken, config, tmp_path):
-    both = Both(config, tmp_path / "run", "--max-restarts", 6).at_step(30)
+    both = Both(config, tmp_path / "run", "--max-restarts", 6).at_step(6)
     os.kill(child_of(both.processes[1].pid), signal.SIGKILL)
     assert both.codes() == [0, 0], both.texts()
     said = both.texts()
@@ -129,7 +132,7 @@ def test_restarts_bring_a_lost_process_back(unbroken, config, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_for_one_stops_both_after_the_same_step(unbroken, config, tmp_path):
-    both = Both(config, tmp_path / "run").at_step(30)
+    both = Both(config, tmp_path / "run").at_step(6)
     both.processes[1].send_signal(signal.SIGTERM)
     assert both.codes() == [0, 0], both.texts()
     steps = [re.search(r"stopped after step (\d+), which is saved", t) for t in both.texts()]

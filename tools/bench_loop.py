@@ -20,7 +20,7 @@ from lunar_distill_jax.train.state import Student, Trial, init_state
 from lunar_distill_jax.train.step import make_train_step
 from lunar_distill_jax.train.watching import Watcher
 
-EVERY, CHUNKS, SIZE = 10, 16, 64  # steps between two log rows; log rows; pixels
+EVERY, CHUNKS, SIZE = 10, 14, 64  # steps between two log rows; log rows; pixels
 
 
 def bench_loop() -> None:

@@ -77,8 +77,9 @@ def supervise(command: Sequence[str], restarts: int, *, together: bool = False) 
               from C++: one sentence is said instead
     """
     for left in range(restarts, -1, -1):
-        pipe = subprocess.PIPE if together else None
-        child = subprocess.Popen([sys.executable, "-m", "lunar_distill_jax", *command], stderr=pipe)
+        words = [sys.executable, "-m", "lunar_distill_jax", *command]
+        pipe, quiet = (subprocess.PIPE, {"TF_CPP_MIN_LOG_LEVEL": "3"}) if together else (None, {})
+        child = subprocess.Popen(words, stderr=pipe, env={**quiet, **os.environ})
         asked, lost = [], []
 
         def hand_on(number, frame, child=child, asked=asked):

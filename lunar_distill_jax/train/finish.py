@@ -29,7 +29,7 @@ def networks_of(
 
     A student without a running mean is in "ema" with what it has.
     """
-    state = _on_host(state)
+    state = on_host(state)
     out: dict[str, dict[str, api.Stereo]] = {}
     averaged = any(student.optim.ema for student in compiled.values())
     for weights in ("raw", *(("ema",) if averaged else ())):
@@ -41,7 +41,7 @@ def networks_of(
     return out
 
 
-def _on_host(state: TrainState) -> TrainState:
+def on_host(tree: Any) -> Any:
     """Whole arrays on this process, also of what other processes hold a part of."""
 
     def fetch(leaf):
@@ -52,7 +52,7 @@ def _on_host(state: TrainState) -> TrainState:
             return np.asarray(leaf.addressable_data(0))
         return leaf
 
-    return jax.tree.map(fetch, state)
+    return jax.tree.map(fetch, tree)
 
 
 def write_networks(

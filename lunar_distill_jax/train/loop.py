@@ -18,7 +18,7 @@ from lunar_distill_jax.train import feed, forward, preempt, sharding
 from lunar_distill_jax.train import workdir as folders_of
 from lunar_distill_jax.train.cache_samples import open_cache
 from lunar_distill_jax.train.checkpoint import Checkpoints
-from lunar_distill_jax.train.finish import Best, networks_of, write_networks
+from lunar_distill_jax.train.finish import Best, networks_of, on_host, write_networks
 from lunar_distill_jax.train.options import complete_run
 from lunar_distill_jax.train.plan import Plan, check_settings
 from lunar_distill_jax.train.state import Student, TrainState, Trial, init_state
@@ -328,4 +328,4 @@ def _folders(plans: Mapping[str, Plan]) -> dict[str, tuple[str, int]]:
 
 
 def _skipped(state: TrainState, name: str, trial: int) -> int:
-    return int(np.asarray(state.students[name].skipped)[trial])
+    return int(on_host(state.students[name].skipped)[trial])
