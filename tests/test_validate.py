@@ -10,7 +10,7 @@ from frame_files import H, W, write_depth, write_frame
 from PIL import Image
 
 from lunar_distill_jax import cli
-from lunar_distill_jax.data import frames, validate
+from lunar_distill_jax.data import frames, source, validate
 from lunar_distill_jax.data.reprojection import agreement
 from lunar_distill_jax.data.write import write_stereolunar
 
@@ -177,6 +177,25 @@ def test_agreement_of_exact_planes_is_exact():
     exact = agreement(pair, stride=1)
     assert exact.median_px < 1e-4 and exact.overlap > 0.4  # float32 depth; seen 4e-7
     assert agreement(pair, shift=0.5).median_m > 20 * exact.median_m
+
+
+def test_collected_pairs_may_differ_in_size(tmp_path, capsys):
+    for number, size in enumerate([(32, 32), (40, 48)]):
+        for view in range(2):
+            grey = np.random.default_rng(view).integers(20, 255, size, dtype=np.uint8)
+            Image.fromarray(grey).save(tmp_path / f"{number}{view}.png")
+    (tmp_path / "pairs.txt").write_text("00.png 01.png\n10.png 11.png\n")
+    assert cli.main(["validate", str(tmp_path)]) == 0
+    assert "have 2 sizes (2 of 32x32, 2 of 48x40)" in capsys.readouterr().out
+    shapes = [pair.image.shape for pair in source.open_folder(tmp_path, size=32)]
+    assert shapes == [(2, 32, 32, 3)] * 2
+
+
+def test_a_prepared_data_set_is_refused(tmp_path, capsys):
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert cli.main(["validate", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "is a prepared data set" in err and err.count("\n") == 1
 
 
 def test_a_zip_is_refused(tmp_path, capsys):

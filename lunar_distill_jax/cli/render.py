@@ -61,8 +61,9 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "--preset",
         default="first",
         metavar="NAME",
-        help="first: the Moon that moonlet was trained on; stereolunar: looks most like the real "
-        "frames; physical: finite sun, cast shadows, Hapke, sensor noise (default: first)",
+        help="first: the Moon that moonlet was trained on; stereolunar: the landforms and the "
+        "texture of the real frames; physical: finite sun, cast shadows, Hapke, sensor noise "
+        "(default: first)",
     )
     parser.add_argument(
         "--dem", metavar="FILE", help="real ground: GeoTIFF, PDS (needs rasterio) or .npz"

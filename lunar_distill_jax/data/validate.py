@@ -71,6 +71,11 @@ def list_pairs(
       InputError: there is no pair at all.
     """
     root = frames.require_folder(root)
+    if (root / source.TFDS_FILE).is_file():
+        raise InputError(
+            f"The folder {root} is a prepared data set (it holds {source.TFDS_FILE}), whose frames "
+            "were checked when it was made: give the folder it was made from."
+        )
     refused: list[InputError] = []
     names = [path.name for path in stereolunar.split_files(root)] if split is None else [split]
     refs = [

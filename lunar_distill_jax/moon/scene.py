@@ -31,6 +31,9 @@ from lunar_distill_jax.moon.suns import generator
 MAX_DRAWS = 100
 MIN_VALID = 0.999  # grazing rays are rarer; below it, a frame looks past the grid
 EXTRA_STREAM, NOISE_STREAM = 2000, 3000
+# XLA's FFT on CPUs deals out its rows to whichever thread is free, and the last digit of a row
+# depends on that: with threads, 20 of 150 runs of one relief differed from the others.
+ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}
 LEAST_SHARE = 0.6  # of a shared ground's side, that another camera pair must see
 
 
@@ -85,7 +88,8 @@ def see(surface: raycast.Surface, centre, rotation, size: int):
     origins = jnp.repeat(centre, size * size, axis=0)
     t, valid = raycast.trace(surface, origins, rays, cameras.intrinsics(size)[0, 0])
     x, y, _ = (origins + t[:, None] * rays).T
-    north, east = jnp.gradient(surface.heights)
+    # Kept as arrays: fused into the gathers below, each slope would be computed four times.
+    north, east = jax.lax.optimization_barrier(jnp.gradient(surface.heights))
     gx, gy = (raycast.interpolate(slope, surface, x, y) / surface.cell for slope in (east, north))
     normal = jnp.stack([-gx, -gy, jnp.ones_like(gx)], -1)
     normal = normal / jnp.linalg.norm(normal, axis=-1, keepdims=True)
@@ -93,18 +97,18 @@ def see(surface: raycast.Surface, centre, rotation, size: int):
     return t.reshape(frame), valid.reshape(frame), normal.reshape(*frame, 3)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "n", "ground"))
-def _build(key, counts, extras, x0, y0, cell, centre, rotation, *, size: int, n: int, ground):
-    """Surface, and what two cameras see of it."""
+def build(key, counts, extras, x0, y0, cell, centre, rotation, *, size: int, n: int, ground):
+    """Surface, and what two cameras see of it; jit and vmap take it as it is."""
     heights = terrain.make_heights(key, counts, n, cell, x0, y0, ground, *extras)
     surface = raycast.Surface(heights, x0, y0, cell)
     return surface, *see(surface, centre, rotation, size)
 
 
-_see = jax.jit(see, static_argnames="size")
+_build = jax.jit(build, static_argnames=("size", "n", "ground"), compiler_options=ONE_THREAD)
+_see = jax.jit(see, static_argnames="size", compiler_options=ONE_THREAD)
 
 
-@functools.partial(jax.jit, static_argnames=("light", "sensor"))
+@functools.partial(jax.jit, static_argnames=("light", "sensor"), compiler_options=ONE_THREAD)
 def _light(surface, depth_km, valid, normals, centre, rotation, sun, key, *, light, sensor):
     """Grey images uint8 [2, H, W]; pixels without ground are black."""
     rays = _grid_rays(depth_km.shape[1], rotation)
