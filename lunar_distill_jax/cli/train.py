@@ -76,7 +76,12 @@ def run(args: argparse.Namespace) -> int | None:
         for flag in ("coordinator", "processes", "process", "heartbeat_timeout"):
             if (value := getattr(args, flag)) is not None:
                 given += [f"--{flag.replace('_', '-')}", str(value)]
-        return hosts.supervise([*given, "--supervised"], args.max_restarts, together=together)
+        return hosts.supervise(
+            [*given, "--supervised"],
+            args.max_restarts,
+            together=together,
+            heartbeat_timeout=args.heartbeat_timeout if together else 0.0,
+        )
     hosts.join(args.coordinator, args.processes, args.process, args.heartbeat_timeout)
     command = "lunar-distill " + " ".join(
         ["train", "--config", args.config, "--workdir", args.workdir, *args.overrides]

@@ -68,13 +68,16 @@ def leaving() -> Iterator[None]:
         os._exit(LOST)
 
 
-def supervise(command: Sequence[str], restarts: int, *, together: bool = False) -> int:
+def supervise(
+    command: Sequence[str], restarts: int, *, together: bool = False, heartbeat_timeout: float = 0.0
+) -> int:
     """Runs a command, again where it died of a signal or an error; -> its last exit code.
 
     It is not run again after exit code 0 or 2 (wrong input). SIGTERM is handed on.
 
     together: it is one process of several. Where another is lost, JAX aborts this one at length
               from C++: one sentence is said instead
+    heartbeat_timeout: seconds after which the others know that this one died; it waits for that
     """
     for left in range(restarts, -1, -1):
         words = [sys.executable, "-m", "lunar_distill_jax", *command]
@@ -103,7 +106,8 @@ def supervise(command: Sequence[str], restarts: int, *, together: bool = False) 
             return code if code >= 0 else 128 - code
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         say(f"The run ended by {how}: it is started again ({left} more times at most).")
-        time.sleep(WAIT)
+        # Earlier, it would find the others in the run that it has left.
+        time.sleep(WAIT if lost or code == LOST else WAIT + heartbeat_timeout)
     raise AssertionError("unreachable")
 
 
