@@ -110,7 +110,7 @@ def unseen(test: int, real: pathlib.Path | None) -> dict[str, StereoPair]:
 
 
 def beginnings(
-    teacher: api.Stereo, seed: int, training: list[StereoPair], calibration: int, log
+    teacher: api.Stereo, seed: int, training: list[StereoPair], calibration: int, methods, log
 ) -> dict[str, api.Stereo]:
     """{method: the student before training}"""
     fresh = api.build(student_config(teacher.config), seed)
@@ -120,7 +120,7 @@ def beginnings(
     drawn = np.random.default_rng([seed, 3]).permutation(len(training))[:calibration]
     images = stack_images([training[i] for i in drawn])
     made = {}
-    for method in METHODS:
+    for method in methods:
         made[method], report = init_student(teacher, given, method, images, seed)
         log({"init": method, "seed": seed, "seconds": report["seconds"], "share": report["share"]})
     return made
@@ -130,8 +130,8 @@ def run_seed(seed: int, teacher: api.Stereo, training, score: Score, args, log, 
     """Trains all beginnings of a seed side by side, one compiled step for all."""
     config = get_config(args.steps, args.batch, seed, args.lr)
     plan = check_settings(config, has_teacher=True)
-    made = beginnings(teacher, seed, training, args.calibration, log)
-    student = Student(made["random"].config, plan.optim, plan.on, plan.compute)
+    made = beginnings(teacher, seed, training, args.calibration, args.methods, log)
+    student = Student(made[args.methods[0]].config, plan.optim, plan.on, plan.compute)
     states = {
         method: first_state(
             student,
@@ -151,7 +151,7 @@ def run_seed(seed: int, teacher: api.Stereo, training, score: Score, args, log, 
         first, states = int(together.step), dict(together.students)
 
         def look(step: int) -> None:
-            for method in METHODS:
+            for method in args.methods:
                 if (seed, method, step) not in done:
                     params, _ = TrainState(step, {"": states[method]}).network("")
                     row = {"seed": seed, "method": method, "step": step}
@@ -168,7 +168,7 @@ def run_seed(seed: int, teacher: api.Stereo, training, score: Score, args, log, 
                 shared = {k: batch[k] for k in ("image1", "image2")}
                 shared["targets"] = targets_of(teacher.variables, batch, key)
                 losses = {}
-                for method in METHODS:
+                for method in args.methods:
                     state = TrainState(jnp.asarray(step - 1, jnp.int32), {"": states[method]})
                     state, metrics = step_fn(state, None, shared)
                     states[method] = state.students[""]
@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-4, help="peak rate, of all methods")
     parser.add_argument("--until", type=int, default=10**9, help="go on later from this step")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--pairs", type=int, default=400, help="geometries to train on")
     parser.add_argument("--calibration", type=int, default=256, help="of these, for calibrated")
     parser.add_argument("--test", type=int, default=24, help="unseen geometries to score on")
@@ -245,7 +246,7 @@ def main() -> None:
             training.append(pair)
             progress.update(1)
     for seed in args.seeds:
-        if (seed, METHODS[-1], min(args.until, args.steps)) not in done:
+        if (seed, args.methods[-1], min(args.until, args.steps)) not in done:
             run_seed(seed, teacher, training, score, args, log, done)
 
 
