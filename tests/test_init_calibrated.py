@@ -20,7 +20,7 @@ from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.init.activations import Grid, decoder_block
 from lunar_distill_jax.init.attention_maps import MapDistances
 from lunar_distill_jax.init.calibration import Backend
-from lunar_distill_jax.init.regression import Pairs
+from lunar_distill_jax.init.regression import ALLOWED, Pairs, unexplained
 from lunar_distill_jax.init.store import Store
 from lunar_distill_jax.init.student import init_student
 from lunar_distill_jax.init.tree import Affine, below
@@ -100,10 +100,23 @@ def test_ridge_regression_keeps_a_good_prior_and_tells_r2_on_what_it_has_not_see
     fit = pairs.fit()
     np.testing.assert_allclose(fit.layer.kernel, truth, atol=5e-3)  # the least ridge shrinks
     assert fit.r2 > 1 - 1e-6 and noise.fit().r2 < 0.02
-    chosen = pairs.take(np.array([0, 3])).fit()
-    kept = x[:, [0, 3]] - x[:400, [0, 3]].mean(0)
-    best = np.linalg.lstsq(kept[:400], y[:400] - y[:400].mean(0), rcond=None)[0]
-    np.testing.assert_allclose(chosen.layer.kernel, best, atol=0.02)
+
+
+def test_the_largest_ridge_that_is_about_as_good_is_taken():
+    """Two inputs that are nearly one: least squares leans on their difference, the fit does not."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(500, 1)) + 1e-3 * rng.normal(size=(500, 2))
+    y = x @ np.array([[1.0], [1.0]]) + 0.1 * rng.normal(size=(500, 1))
+    pairs = Pairs(2, 1)
+    for rows, held in ((slice(0, 400), False), (slice(400, 500), True)):
+        pairs.add(x[rows], y[rows], held)
+    fit, held, fitted = pairs.fit(), pairs.centred(True), pairs.centred()
+    least = np.linalg.solve(fitted.S, fitted.C)
+    squares = Affine(least, fitted.mean_out - fitted.mean_in @ least)
+    assert unexplained(fit.layer, held) <= (1 + ALLOWED) * unexplained(squares, held)
+    assert fit.ridge >= 1e-2 and np.abs(least).max() > 3  # seen 0.01 and 5.1
+    np.testing.assert_allclose(fit.layer.kernel, 1, atol=0.1)
+    assert pairs.fit(fit.layer).ridge == np.inf  # a prior that is good enough stays
 
 
 def test_maps_are_compared_by_where_they_look():
