@@ -45,6 +45,9 @@ from lunar_distill_jax.train.state import Student, Trial, init_state, unflatten
 from lunar_distill_jax.train.step import make_train_step
 
 GIB = 2**30
+# Without it the compiler searches for seconds at every convolution (a 3 x 3 one: 4 s, with it 1.5),
+# and there are hundreds. It schedules less well; operations and arguments are the same.
+EFFORT = {"exec_time_optimization_effort": -1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +213,7 @@ def compile_step(config, devices):
         for x in jax.tree.leaves(arguments)
     )
     try:
-        return flops, held, traced.lower(lowering_platforms=("tpu",)).compile()
+        return flops, held, traced.lower(lowering_platforms=("tpu",)).compile(EFFORT)
     except jax.errors.JaxRuntimeError as e:
         excess = excess_memory(str(e))
         if excess is None:
