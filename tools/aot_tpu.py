@@ -62,12 +62,12 @@ class Chip:
     capacity: float
 
 
-# From memory, not looked up: check them before you rely on a figure.
-# Between chips: the sum over a chip's links, one way.
+# docs.cloud.google.com/tpu/docs/v5e, v5p and v6e, read in November 2026. Between chips: the sum over
+# a chip's links, one way, half of what the pages call bidirectional.
 CHIPS = {
     "v5e": Chip(197e12, 819e9, 200e9, 15.75 * GIB),
     "v5p": Chip(459e12, 2765e9, 600e9, 95.74 * GIB),
-    "v6e": Chip(918e12, 1640e9, 448e9, 31.25 * GIB),
+    "v6e": Chip(918e12, 1638e9, 400e9, 31.25 * GIB),
 }
 
 
