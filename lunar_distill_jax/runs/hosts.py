@@ -60,8 +60,9 @@ def leaving() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as e:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as e:
+        # Gloo's, between CPUs, come as a ValueError where a step is dispatched.
+        if jax.process_count() == 1 or (isinstance(e, ValueError) and "Gloo" not in str(e)):
             raise
         say(f"A computation of all processes failed ({str(e).strip().splitlines()[0][:200]}).")
         sys.stdout.flush()
@@ -82,7 +83,7 @@ def supervise(
     for left in range(restarts, -1, -1):
         words = [sys.executable, "-m", "lunar_distill_jax", *command]
         pipe, quiet = (subprocess.PIPE, {"TF_CPP_MIN_LOG_LEVEL": "3"}) if together else (None, {})
-        child = subprocess.Popen(words, stderr=pipe, env={**quiet, **os.environ})
+        child = subprocess.Popen(words, stderr=pipe, env={**os.environ, **quiet})
         asked, lost = [], []
 
         def hand_on(number, frame, child=child, asked=asked):
