@@ -216,3 +216,57 @@ def test_flags_of_several_processes_belong_together(config, tmp_path, capsys):
     assert cli.main([*given, "--process", "2"]) == 2
     assert "found 2 and 2" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+PROCESS = """
+import os, pathlib, signal, sys, time
+import numpy as np
+from jax.experimental import multihost_utils
+from lunar_distill_jax.runs import hosts
+
+rank, port = int(sys.argv[1]), sys.argv[2]
+hosts.join(f"127.0.0.1:{port}", 2, rank, 10)
+with hosts.leaving():
+    for i in range(30):
+        multihost_utils.process_allgather(np.array(i))
+        time.sleep(0.1)
+        if rank == 1 and i == 15 and not os.path.exists("died"):
+            pathlib.Path("died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+SUPERVISOR = """
+import subprocess, sys
+from lunar_distill_jax.runs import hosts
+
+real = subprocess.Popen
+command = [sys.executable, "process.py", *sys.argv[1:]]
+hosts.subprocess.Popen = lambda words, **kinds: real(command, **kinds)
+sys.exit(hosts.supervise([], 3, together=True, heartbeat_timeout=10))
+"""
+
+
+@pytest.mark.slow
+def test_supervisors_bring_two_processes_back_together(tmp_path):
+    """The real supervisors and the real service, without the cost of a network."""
+    (tmp_path / "process.py").write_text(PROCESS)
+    (tmp_path / "supervisor.py").write_text(SUPERVISOR)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny.REPOSITORY)}
+    environment["XLA_FLAGS"] = ""
+    both = [
+        subprocess.Popen(
+            [sys.executable, "supervisor.py", str(rank), port],
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0].count("Another process of this run is lost or has ended") == 1
+    assert [text.count("it is started again") for text in said] == [1, 1]
+    assert "ended by signal 9" in said[1] and "Traceback" not in said[0]
