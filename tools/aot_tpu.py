@@ -62,8 +62,8 @@ class Chip:
     capacity: float
 
 
-# docs.cloud.google.com/tpu/docs/v5e, v5p and v6e, read in November 2026. Between chips: the sum over
-# a chip's links, one way, half of what the pages call bidirectional.
+# docs.cloud.google.com/tpu/docs/v5e, v5p and v6e, read in November 2026. Between chips: the sum
+# over the links of a chip, one way, half of what the pages call bidirectional.
 CHIPS = {
     "v5e": Chip(197e12, 819e9, 200e9, 15.75 * GIB),
     "v5p": Chip(459e12, 2765e9, 600e9, 95.74 * GIB),
