@@ -40,6 +40,7 @@ def differences(a, b, preset):
     }
 
 
+@pytest.mark.slow
 def test_the_last_of_two_devices_gives_the_bytes_of_one(tmp_path):
     """Compiled as this suite compiles: without most optimizations."""
     other = rendered(
