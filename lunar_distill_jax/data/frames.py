@@ -74,6 +74,9 @@ def raise_error(error: InputError) -> None:
     raise error
 
 
+Sized = tuple[pathlib.Path, tuple[int, int]]  # an image, its (height, width)
+
+
 def require_folder(root: str | os.PathLike) -> pathlib.Path:
     """Raises InputError unless `root` is a folder."""
     root = pathlib.Path(root)
@@ -89,14 +92,14 @@ def require_folder(root: str | os.PathLike) -> pathlib.Path:
 
 
 def load_pair(
-    ref: PairRef, size: int | tuple[int, int] | None = None, *, like: FrameFiles | None = None
+    ref: PairRef, size: int | tuple[int, int] | None = None, *, like: Sized | None = None
 ) -> StereoPair:
     """Reads one pair; depth is valid where finite and positive (HALF overflows to inf at 65 504 m).
 
     Args:
       size: None keeps the frames' own; n or (height, width) resamples image (antialiased LANCZOS),
         depth (at the exact new pixel centres) and K together
-      like: a frame of the same folder, whose size these must have; None: any size
+      like: an image of the same folder, whose size these must have; None: any size
 
     Raises:
       InputError: a file is missing or unusable, or the two frames do not fit together.
@@ -120,7 +123,7 @@ def _fields(frame: Frame) -> tuple[np.ndarray, ...]:
 
 
 def check_sizes(
-    ref: PairRef, shapes: Sequence[tuple[int, ...]], *, like: FrameFiles | None = None
+    ref: PairRef, shapes: Sequence[tuple[int, ...]], *, like: Sized | None = None
 ) -> None:
     """Raises InputError unless both frames are of one size, and of that of `like`."""
     if shapes[0] != shapes[1]:
@@ -129,13 +132,19 @@ def check_sizes(
             f"The images of pair {ref.name} have different sizes ({a} is {size_a}, {b} is "
             f"{size_b}, expected equal): resize one of the frames."
         )
-    wanted = images.stored_size(like.image) if like else None
-    if like and wanted and shapes[0] != wanted:
+    if like and shapes[0] != like[1]:
         raise InputError(
-            f"The image {ref.frames[0].image} is {size_text(shapes[0])} but {like.image} of the "
-            f"same folder is {size_text(wanted)}, expected one size: sort them into a folder each, "
-            "or resize them."
+            f"The image {ref.frames[0].image} is {size_text(shapes[0])} but {like[0]} of the "
+            f"same folder is {size_text(like[1])}, expected one size: sort them into a folder "
+            "each, or resize them."
         )
+
+
+def first_size(refs: Sequence[PairRef]) -> Sized | None:
+    """The first image and its size, by its header; None where it has none."""
+    image = refs[0].frames[0].image
+    size = images.stored_size(image)
+    return None if size is None else (image, size)
 
 
 def load_frame(files: FrameFiles) -> Frame:

@@ -56,7 +56,7 @@ class PairFiles(Sequence[StereoPair]):
         refs: Sequence[PairRef],
         size: int | tuple[int, int] | None = None,
         *,
-        like: frames.FrameFiles | None = None,
+        like: frames.Sized | None = None,
     ):
         """size, like: as for `frames.load_pair`"""
         self.refs, self._size, self._like = tuple(refs), size, like
@@ -110,7 +110,7 @@ def open_folder(
             "choose 'same'."
         )
     # StereoLunar's frames are one camera's; pairs that people collected may differ in size.
-    return PairFiles(refs, size, like=refs[0].frames[0] if is_stereolunar(root) else None)
+    return PairFiles(refs, size, like=frames.first_size(refs) if is_stereolunar(root) else None)
 
 
 def open_pairs(

@@ -108,8 +108,9 @@ else a tenth of the geometries is held out for testing."""
 
     def _generate_examples(self, refs: Sequence[PairRef]) -> Iterator[tuple[int, dict]]:
         overlaps: dict[str, float] = {}
+        like = frames.first_size(refs) if refs else None
         for index, ref in enumerate(refs):
-            pair = frames.load_pair(ref, like=refs[0].frames[0])
+            pair = frames.load_pair(ref, like=like)
             if ref.geometry not in overlaps:
                 overlaps[ref.geometry] = overlap(pair)
             depths = [np.where(v, d, np.inf) for d, v in zip(pair.depth_m, pair.valid, strict=True)]
