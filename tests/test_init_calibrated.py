@@ -100,6 +100,11 @@ def test_ridge_regression_keeps_a_good_prior_and_tells_r2_on_what_it_has_not_see
     fit = pairs.fit()
     np.testing.assert_allclose(fit.layer.kernel, truth, atol=5e-3)  # the least ridge shrinks
     assert fit.r2 > 1 - 1e-6 and noise.fit().r2 < 0.02
+    some = Pairs(2, 3)
+    for rows, held in ((slice(0, 400), False), (slice(400, 500), True)):
+        some.add(x[rows][:, [0, 3]], y[rows], held)
+    taken = pairs.take(np.array([0, 3])).fit()
+    np.testing.assert_allclose(taken.layer.kernel, some.fit().layer.kernel, rtol=1e-9)
 
 
 def test_the_largest_ridge_that_is_about_as_good_is_taken():

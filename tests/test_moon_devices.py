@@ -61,7 +61,7 @@ def here(tmp_path_factory):
     return rendered(tmp_path_factory.mktemp("here"), "first,physical", 3)
 
 
-# 18 pairs of 64 pixels. Bounds are four times what was seen, on an AMD Zen 5.
+# 18 pairs of 64 pixels. Bounds are four times what was seen, on an AMD EPYC.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "environment, grey, depth",
