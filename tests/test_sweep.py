@@ -203,7 +203,7 @@ def test_memory_is_what_the_compiler_says(teacher, tmp_path):
     _, specs = read_sweep(config_file(tmp_path, teacher))
     one, four = memory.peak_bytes(specs[:1]), memory.peak_bytes(specs)
     assert one < four < 4.5 * one
-    base = specs[0].config
+    base = specs[0].config.copy_and_resolve_references()
     base.sweep.memory_gb = four * 0.9 / 1e9
     base.sweep.most = 4
     assert [len(g) for g in run.planner(base, specs, specs, alone=False)()] == [2, 2]

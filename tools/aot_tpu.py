@@ -47,7 +47,7 @@ from lunar_distill_jax.train.step import make_train_step
 GIB = 2**30
 # Without it the compiler searches for seconds at every convolution (a 3 x 3 one: 4 s, with it 1.5),
 # and there are hundreds. It schedules less well; operations and arguments are the same.
-EFFORT = {"exec_time_optimization_effort": -1.0}
+EFFORT = {"exec_time_optimization_effort": -0.4}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@ r"""Timings, each as a ratio against a named peer in the same run: interleaved m
 
     make bench            # or: .venv/bin/python tools/bench.py --rounds 15
     .venv/bin/python tools/bench.py --rounds 5 --torch /path/to/python-with-torch
-    .venv/bin/python tools/bench.py --rounds 5 --step 224
+    .venv/bin/python tools/bench.py --rounds 5 --step 224 --torch /path/to/python-with-torch
 
 Absolute times belong to the machine of the day; only the ratios travel.
 """
@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from bench_loop import bench_loop
 from bench_students import bench_bfloat16, bench_depthwise, bench_students
+from bench_step import bench_step
 from bench_teacher import bench_teacher
-from bench_training import bench_real_step, bench_training
+from bench_training import bench_training
 
 from lunar_distill_jax import moon
 from lunar_distill_jax.models.resize import double
@@ -87,7 +88,7 @@ def main() -> None:
         "--torch", metavar="PYTHON", help="with torch: times the full teacher against PyTorch only"
     )
     parser.add_argument(
-        "--keep", metavar="DIR", help="with --torch: where the weights (5.5 GB) stay for next time"
+        "--keep", metavar="DIR", help="where the weights (5.5 GB) stay for next time"
     )
     parser.add_argument(
         "--step", type=int, metavar="PX", help="times one step of the real mast3r and s3 only"
@@ -95,11 +96,11 @@ def main() -> None:
     args = parser.parse_args()
     rounds = args.rounds
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, medians of {rounds} rounds")
+    if args.step:
+        bench_step(args.torch, args.step, rounds, args.keep)
+        return
     if args.torch:
         bench_teacher(args.torch, rounds, args.keep)
-        return
-    if args.step:
-        bench_real_step(args.step, rounds)
         return
     bench_students(["slim-s", "slim-ti", "slim-mobile", "s3"], 384, 512, min(rounds, 5))
     bench_bfloat16(rounds)

@@ -66,16 +66,21 @@ class Worker:
         return [float(x) for x in line.split()]
 
 
-def prepare(folder: pathlib.Path) -> None:
-    """Writes the weights in both layouts, and the images."""
+def full_teacher(count: int, height: int, width: int):
+    """-> a full-size checkpoint with weights by formula, images [2, count, height, width, 3]"""
     sys.path.insert(0, str(TOOLS.parent / "tests"))
     from golden_models import recipe, recipe_checkpoint  # pyright: ignore[reportMissingImports]
 
-    checkpoint = recipe_checkpoint("F")
+    images = [recipe.img(seed, count, height, width).transpose(0, 2, 3, 1) for seed in (1, 2)]
+    return recipe_checkpoint("F"), np.stack(images)
+
+
+def prepare(folder: pathlib.Path) -> None:
+    """Writes the weights in both layouts, and the images."""
+    checkpoint, images = full_teacher(1, *SIZE)
     write_hugging_face(folder / "torch", checkpoint.tensors, {})
-    images = [recipe.img(seed, 1, *SIZE).transpose(0, 2, 3, 1) for seed in (1, 2)]
     for where in (folder, folder / "torch"):
-        np.save(where / "images.npy", np.stack(images))
+        np.save(where / "images.npy", images)
     api.save(api.Stereo(*network_from_checkpoint(checkpoint)), folder / "ours.safetensors")
 
 

@@ -1,7 +1,6 @@
 r"""What training costs: students together against runs of their own, a cache against the teacher.
 
-    make bench                                           # small networks of the real ratio of work
-    .venv/bin/python tools/bench.py --step 224           # one step of the real mast3r and s3
+    make bench        # small networks of the real ratio of work
 
 All runs take turns in one process; the figures are medians, and ratios of medians.
 """
@@ -9,7 +8,6 @@ All runs take turns in one process; the figures are medians, and ratios of media
 from __future__ import annotations
 
 import dataclasses
-import resource
 import statistics
 import tempfile
 import time
@@ -22,7 +20,7 @@ import numpy as np
 from lunar_distill_jax import api
 from lunar_distill_jax.data.batches import make_batch
 from lunar_distill_jax.data.synthetic import synthetic_pairs
-from lunar_distill_jax.losses.settings import LossSettings, loss_settings
+from lunar_distill_jax.losses.settings import loss_settings
 from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.zoo import architecture
@@ -74,11 +72,13 @@ class Program:
     batch: Mapping[str, Any]
     times: list[float] = dataclasses.field(default_factory=list)
 
-    def __call__(self) -> None:
+    def __call__(self) -> dict[str, Any]:
+        """-> the step's metrics"""
         start = time.perf_counter()
         self.state, metrics = self.step(self.state, self.variables, self.batch)
         jax.block_until_ready(metrics)
         self.times.append(time.perf_counter() - start)
+        return metrics
 
     @property
     def seconds(self) -> float:
@@ -94,12 +94,11 @@ def program(
     batch,
     *,
     width: int,
-    settings: LossSettings = SETTINGS,
-    compute: Compute = Compute(),
+    first: api.Stereo | None = None,
 ) -> Program:
-    """The step of `copies` students of `trials` trials each."""
-    student = Student(config, OptimSettings(steps=10**6), tuple(WEIGHTS), compute)
-    first = api.build(config)
+    """The step of `copies` students of `trials` trials each, from the weights of `first`."""
+    student = Student(config, OptimSettings(steps=10**6), tuple(WEIGHTS))
+    first = first or api.build(config)
 
     def all_trials(index: int):
         return [
@@ -109,7 +108,7 @@ def program(
 
     names = [str(i) for i in range(copies)]
     state = init_state({n: (student, all_trials(i)) for i, n in enumerate(names)}, width)
-    step = make_train_step(dict.fromkeys(names, student), target_fn, settings, symmetric=True)
+    step = make_train_step(dict.fromkeys(names, student), target_fn, SETTINGS, symmetric=True)
     return Program(step, jax.device_put(state), variables, batch)
 
 
@@ -168,34 +167,3 @@ def bench_training(rounds: int) -> None:
     row("step from the cache", offline, "live teacher", one)
     size = about["bytes_per_pair"] / 1e6
     print(f"  reading the cache takes {reading * 1e3:.1f} ms and {size:.2f} MB a pair")
-
-
-def bench_real_step(size: int, rounds: int) -> None:
-    """One step of s3 taught by mast3r: a pair both ways round, 8192 matches, float32."""
-    matches, rng = 8192, np.random.default_rng(0)
-    teacher_config = dataclasses.replace(architecture("mast3r"), keep_unused=False)
-    variables = jax.device_put(api.build(teacher_config).variables)
-    shape = (1, size, size)
-    batch: dict[str, Any] = {f"valid{v}": np.ones(shape, bool) for v in (1, 2)}
-    for v in (1, 2):
-        batch[f"image{v}"] = rng.uniform(-1, 1, (*shape, 3)).astype(np.float32)
-        batch[f"pixels{v}"] = rng.integers(0, size, (1, matches, 2)).astype(np.int32)
-    batch["pixels_valid"] = np.arange(matches)[None] < matches // 2
-    live = forward.live_teacher(
-        teacher_config,
-        tuple(WEIGHTS),
-        SETTINGS,
-        symmetric=True,
-        matches=matches,
-        compute=Compute(),
-    )
-    width = teacher_config.encoder.width
-    run = program(architecture("s3"), 1, 1, live, variables, batch, width=width)
-    for _ in range(rounds + 1):
-        run()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"one step, mast3r into s3, {size} px, one pair both ways round, {matches} matches: "
-        f"{run.seconds:.2f} s (median of {rounds}; the first, with compilation, "
-        f"{run.times[0]:.0f} s), peak memory of the process {peak:.2f} GiB"
-    )

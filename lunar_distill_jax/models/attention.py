@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 KINDS = ("auto", "plain", "map", "flash")
 SCORES = 2**24  # bytes of scores that a CPU computes at a time, to find them still in its cache
+QUERIES = 128  # rows of scores that a TPU computes at a time: they stay in the chip's own memory
 
 
 def attention(q, k, v, kind: str = "auto"):
@@ -16,22 +17,20 @@ def attention(q, k, v, kind: str = "auto"):
 
     q: [B, h, N, d], k and v: [B, h, M, d] -> [B, h, N, d]
     kind: "plain" holds all scores.
-          "map" takes a few heads at a time, and recomputes their scores to differentiate them.
-          "flash" never holds scores: cuDNN's kernel on a GPU (of 16-bit numbers; else plain),
-          Pallas' kernel on a TPU, "map" on a CPU.
-          "auto" is "map" where scores outgrow a CPU's cache, else "plain".
+          "map" takes a few heads at a time on a CPU, a few queries elsewhere, and recomputes their
+          scores to differentiate them.
+          "flash" is cuDNN's kernel on a GPU (of 16-bit numbers; else plain), and "map" elsewhere.
+          "auto" is "plain" on a GPU and where scores fit in a CPU's cache, else "map".
     """
     if kind not in KINDS:
         raise ValueError(f"There is no attention {kind!r}: choose from {', '.join(KINDS)}.")
     # The platform that the program is lowered for, which need not be this machine's.
     if kind == "flash" and jax.default_backend() == "gpu":
         return flash_gpu(q, k, v)
-    if kind == "flash":
-        return jax.lax.platform_dependent(q, k, v, tpu=flash_tpu, default=by_heads)
-    if kind == "map":
-        return by_heads(q, k, v)
+    if kind in ("map", "flash"):
+        return jax.lax.platform_dependent(q, k, v, cpu=by_heads, default=by_queries)
     if kind == "auto" and heads_at_a_time(q, k) < math.prod(q.shape[:2]):
-        return jax.lax.platform_dependent(q, k, v, cpu=by_heads, default=plain)
+        return jax.lax.platform_dependent(q, k, v, cpu=by_heads, tpu=by_queries, default=plain)
     return plain(q, k, v)
 
 
@@ -60,24 +59,25 @@ def by_heads(q, k, v):
     return jax.lax.map(group, (q_, k_, v_)).reshape(q.shape)
 
 
+def by_queries(q, k, v):
+    """`attention` of `QUERIES` rows: no axis that may be spread over devices is cut.
+
+    (A Pallas kernel would be: XLA does not know how to spread one.)
+    """
+    n, dtype = q.shape[2], k.dtype
+    blocks = -(-n // QUERIES)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, -n % blocks), (0, 0)))
+    q = jnp.moveaxis(q.reshape(*q.shape[:2], blocks, -1, q.shape[3]), 2, 0)
+    # Each block adds to the gradients of k and v: in float32, as these are.
+    k, v = k.astype(jnp.float32), v.astype(jnp.float32)
+    block = jax.checkpoint(lambda q: plain(q, k.astype(dtype), v.astype(dtype)), prevent_cse=False)
+    x = jnp.moveaxis(jax.lax.map(block, q), 0, 2)
+    return x.reshape(*x.shape[:2], -1, x.shape[4])[:, :, :n]
+
+
 def flash_gpu(q, k, v):
     """`attention` by cuDNN, which takes numbers of 16 bits; else `plain`."""
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return plain(q, k, v)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn").swapaxes(1, 2)
-
-
-def flash_tpu(q, k, v, block: int = 128):
-    """`attention` by Pallas' kernel, the tokens padded to whole blocks."""
-    from jax.experimental.pallas.ops.tpu import flash_attention as pallas  # takes 0.4 s to import
-
-    n, m = q.shape[2], k.shape[2]
-    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % block), (0, 0))) for x in (q, k, v))
-    segments = None
-    if k.shape[2] > m:  # no query looks at the padding, which is of another segment
-        b, rows, columns = q.shape[0], q.shape[2], k.shape[2]
-        padding = jnp.broadcast_to(jnp.arange(columns) >= m, (b, columns)).astype(jnp.int32)
-        segments = pallas.SegmentIds(jnp.zeros((b, rows), jnp.int32), padding)
-    x = pallas.flash_attention(q, k, v, segment_ids=segments, sm_scale=q.shape[-1] ** -0.5)
-    return x[:, :, :n].astype(v.dtype)
