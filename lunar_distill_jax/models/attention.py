@@ -68,10 +68,28 @@ def by_queries(q, k, v):
     blocks = -(-n // QUERIES)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, -n % blocks), (0, 0)))
     q = jnp.moveaxis(q.reshape(*q.shape[:2], blocks, -1, q.shape[3]), 2, 0)
+    # A column of ones: the product with the values gives the sums of the rows too, for nothing,
+    # as a head's channels do not fill a TPU's columns.
+    v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
     # Each block adds to the gradients of k and v: in float32, as these are.
     k, v = k.astype(jnp.float32), v.astype(jnp.float32)
-    block = jax.checkpoint(lambda q: plain(q, k.astype(dtype), v.astype(dtype)), prevent_cse=False)
-    x = jnp.moveaxis(jax.lax.map(block, q), 0, 2)
+
+    def block(q):
+        scores = jnp.einsum(
+            "...nd,...md->...nm", q, k.astype(dtype), preferred_element_type=jnp.float32
+        )
+        scores = scores * q.shape[-1] ** -0.5
+        weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True)))
+        x = jnp.einsum(
+            "...nm,...md->...nd",
+            weights.astype(dtype),
+            v.astype(dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return (x[..., :-1] / x[..., -1:]).astype(dtype)
+
+    x = jax.lax.map(jax.checkpoint(block, prevent_cse=False), q)
+    x = jnp.moveaxis(x, 0, 2)
     return x.reshape(*x.shape[:2], -1, x.shape[4])[:, :, :n]
 
 
