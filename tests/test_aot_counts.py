@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tools"))
-from aot_counts import collectives, operations
+from aot_counts import Program, collectives, cycles, memory_traffic, operations
 
 
 def count(function, *shapes):
@@ -68,8 +68,51 @@ backend_config={"known_trip_count":{"n":"5"}}
 
 
 def test_bytes_sent_are_those_of_rings_and_of_every_round_of_a_loop():
-    assert collectives(PROGRAM, 8) == {
+    assert collectives(Program(PROGRAM), 8) == {
         "all-reduce": (5, 5 * 2 * 32 * 3 // 4),
         "all-gather": (1, 256 * 7 // 8),
         "all-to-all": (1, 12),
     }
+
+
+# Of a TPU: S(1) is the chip's own memory; the loop says how often it runs by its condition only.
+ON_CHIP = """\
+HloModule step
+
+%take (a: f32[4,8], b: f32[8]) -> f32[4,8] {
+  %a = f32[4,8]{1,0:T(8,128)} parameter(0)
+  %b = f32[8]{0:T(128)S(1)} parameter(1)
+  %whole = f32[4,8]{1,0:T(8,128)} bitcast(%a)
+  ROOT %put = f32[4,8]{1,0:T(8,128)} dynamic-update-slice(%whole, %b, %i)
+}
+
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %p = (s32[]{:T(128)}, f32[4,8]{1,0:T(8,128)}) parameter(0)
+  %x = f32[4,8]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %row = f32[1,8]{1,0:T(8,128)S(1)} dynamic-slice(%x, %i), dynamic_slice_sizes={1,8}
+  %square = f32[8]{0:T(128)S(1)} multiply(%row, %row)
+  %out = f32[4,8]{1,0:T(8,128)} fusion(%x, %square), kind=kLoop, calls=%take, \
+backend_config={"estimated_cycles":"70"}
+}
+
+%condition (p: (s32[], f32[4,8])) -> pred[] {
+  %n = s32[]{:T(128)} constant(4)
+  ROOT %less = pred[]{:T(512)} compare(%j, %n), direction=LT
+}
+
+ENTRY %main (w: bf16[100]) -> f32[4,8] {
+  %w = bf16[100]{0:T(128)} parameter(0)
+  %part = ((bf16[100]{0:T(128)}), bf16[40]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:40]}
+  %held = bf16[40]{0:T(128)S(1)} slice-done(%part)
+  %start = f32[4,8]{1,0:T(8,128)} broadcast(%held)
+  %loop = (s32[]{:T(128)}, f32[4,8]{1,0:T(8,128)}) while(%init), condition=%condition, body=%body
+}
+"""
+
+
+def test_memory_is_counted_where_it_leaves_the_chip_and_in_every_round():
+    whole, row = 4 * 8 * 4, 8 * 4
+    prefetched = 40 * 2  # of 100
+    # A round reads a row and writes one in place; its square stays on the chip.
+    assert memory_traffic(Program(ON_CHIP)) == prefetched + whole + 4 * (row + row)
+    assert cycles(Program(ON_CHIP)) == 4 * 70

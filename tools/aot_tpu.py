@@ -5,7 +5,7 @@ r"""Compiles the training step for TPUs that are not here, and says what it woul
 
 libtpu compiles on a CPU machine (installed, or TPU_LIBRARY_PATH=.../libtpu.so). Memory is the
 compiler's own figure, and a step that does not fit is refused by it. Times are a roofline over the
-compiled program: a bound, no measurement. --config and --topology may be given several times; what
+compiled program, a bound and no measurement, and the sum of the cycles that the compiler expects. --config and --topology may be given several times; what
 follows as --config.key=value changes all configs.
 """
 
@@ -30,7 +30,7 @@ os.environ["TPU_MIN_LOG_LEVEL"] = "3"
 
 import jax
 import jax.numpy as jnp
-from aot_counts import collectives, operations
+from aot_counts import Program, collectives, cycles, memory_traffic, operations
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -45,28 +45,30 @@ from lunar_distill_jax.train.state import Student, Trial, init_state, unflatten
 from lunar_distill_jax.train.step import make_train_step
 
 GIB = 2**30
-# Without it the compiler searches for seconds at every convolution (a 3 x 3 one: 4 s, with it 1.5),
-# and there are hundreds. It schedules less well; operations and arguments are the same.
+# With its usual 0 the compiler searches for seconds at every convolution, and there are hundreds.
+# Below -0.4 or so it would no longer keep arrays on the chip.
 EFFORT = {"exec_time_optimization_effort": -0.4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """Public figures of a TPU chip: FLOP/s in bfloat16, bytes/s of memory and between chips, and
-    the bytes of memory that the compiler has to give.
+    the bytes of memory that the compiler has to give. `clock` in Hz, 0 where it is not known,
+    follows from the FLOP/s and the number and size of the matrix units.
     """
 
     flops: float
     memory: float
     links: float
     capacity: float
+    clock: float = 0.0
 
 
 # docs.cloud.google.com/tpu/docs/v5e, v5p and v6e, read in November 2026. Between chips: the sum
 # over the links of a chip, one way, half of what the pages call bidirectional.
 CHIPS = {
-    "v5e": Chip(197e12, 819e9, 200e9, 15.75 * GIB),
-    "v5p": Chip(459e12, 2765e9, 600e9, 95.74 * GIB),
+    "v5e": Chip(197e12, 819e9, 200e9, 15.75 * GIB, 1.5e9),
+    "v5p": Chip(459e12, 2765e9, 600e9, 95.74 * GIB, 1.75e9),
     "v6e": Chip(918e12, 1638e9, 400e9, 31.25 * GIB),
 }
 
@@ -152,7 +154,8 @@ class Report:
     state: int = 0
     flops: float = 0.0
     counted: float = 0.0
-    accessed: float = 0.0
+    moved: int = 0
+    cycles: int = 0
     sent: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def largest(self, chip: Chip) -> int:
@@ -167,7 +170,7 @@ class Report:
         between = sum(size for _, size in self.sent.values())
         return {
             "compute": self.flops / chip.flops,
-            "memory": self.accessed / chip.memory,
+            "memory": self.moved / chip.memory,
             "links": between / chip.links,
         }
 
@@ -239,15 +242,16 @@ def report(config, topology: str) -> Report:
     }
     if isinstance(compiled, float):
         return Report(time.perf_counter() - start, over=compiled, **known)
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, program = compiled.memory_analysis(), Program(compiled.as_text())
     # The compiler counts a loop's body once. Nearly all of the step is in the loop over the
     # micro-batches; the optimizer is not, so this is a little too much.
     return Report(
         time.perf_counter() - start,
         peak=memory.peak_memory_in_bytes,
-        counted=config.accumulate * cost.get("flops", 0.0),
-        accessed=config.accumulate * cost.get("bytes accessed", 0.0),
-        sent=collectives(compiled.as_text(), len(devices)),
+        counted=config.accumulate * compiled.cost_analysis().get("flops", 0.0),
+        moved=memory_traffic(program),
+        cycles=cycles(program),
+        sent=collectives(program, len(devices)),
         **known,
     )
 
@@ -271,17 +275,25 @@ def describe(name: str, topology: str, config, r: Report) -> str:
     lines.append(f"  with as many micro-batches about {r.largest(chip)} pairs would fit")
     lines.append(
         f"  {r.flops / 1e12:.2f} TFLOP a device by the jaxpr; the compiler counts "
-        f"{r.counted / 1e12:.2f} (not in kernels; of loops in it, the body once)"
+        f"{r.counted / 1e12:.2f} (of loops within a micro-batch the body once)"
     )
     for kind, (count, size) in r.sent.items():
         lines.append(f"  {kind}: {count} times, {size / 2**20:.1f} MiB sent by a device")
-    lines.append(f"  {r.accessed / 1e9:.1f} GB of memory accessed")
-    lines.append(f"  arithmetic intensity {r.flops / max(r.accessed, 1):.0f} FLOP a byte")
+    lines.append(
+        f"  {r.moved / 1e9:.1f} GB to and from memory, arithmetic intensity "
+        f"{r.flops / max(r.moved, 1):.0f} FLOP a byte"
+    )
     bounds = r.bounds(chip)
     longest = max(bounds, key=bounds.__getitem__)
     times = ", ".join(f"{k} {v * 1e3:.1f}" for k, v in bounds.items())
     mfu = bounds["compute"] / bounds[longest]
     lines.append(f"  least ms a step: {times}; bound by {longest}, MFU at most {100 * mfu:.0f} %")
+    if chip.clock and r.cycles:
+        seconds = r.cycles / chip.clock
+        lines.append(
+            f"  the compiler itself reckons with {seconds * 1e3:.1f} ms, "
+            f"MFU {100 * bounds['compute'] / seconds:.0f} %"
+        )
     return "\n".join(lines)
 
 

@@ -119,7 +119,9 @@ def bench_step(torch_python: str | None, size: int, rounds: int, keep: str | Non
             )
         if torch_python:
             ratios = [peer / ours for ours, peer in zip(*medians, strict=True)]
-            print("  peer / ours: time {:.2f}x, of all cores {:.2f}x, memory {:.2f}x".format(*ratios))
+            print(
+                "  peer / ours: time {:.2f}x, of all cores {:.2f}x, memory {:.2f}x".format(*ratios)
+            )
         for worker in workers:
             worker.ask.close()
             worker.process.wait()

@@ -71,7 +71,9 @@ def teacher(w: Weights, images):
 
 def vit_block(w: Weights, x):
     """A block of DINOv2: no rotation, both branches scaled by channel."""
-    q, k, v = (split_heads(t) for t in w.below("attn").linear("qkv", w.norm("norm1", x)).chunk(3, -1))
+    q, k, v = (
+        split_heads(t) for t in w.below("attn").linear("qkv", w.norm("norm1", x)).chunk(3, -1)
+    )
     y = merge_heads(F.scaled_dot_product_attention(q, k, v))
     x = x + w("ls1.gamma") * w.below("attn").linear("proj", y)
     return x + w("ls2.gamma") * mlp(w.below("mlp"), w.norm("norm2", x))
@@ -158,10 +160,7 @@ def main() -> None:
     tensors["projector"] = inputs["projector"]
     own = Weights({name: t.requires_grad_() for name, t in tensors.items()})
     kinds = [[t for t in tensors.values() if (t.ndim > 1) == matrix] for matrix in (True, False)]
-    groups = [
-        {"params": kind, "weight_decay": decay}
-        for kind, decay in zip(kinds, (0.05, 0.0))
-    ]
+    groups = [{"params": kind, "weight_decay": decay} for kind, decay in zip(kinds, (0.05, 0.0))]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95))
     images = torch.cat([inputs["image1"], inputs["image2"]]).permute(0, 3, 1, 2).contiguous()
     one, two = inputs["pixels1"].long(), inputs["pixels2"].long()

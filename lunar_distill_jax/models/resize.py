@@ -25,7 +25,17 @@ def _double(x, axis: int):
 @jax.custom_vjp
 def double(x):
     """[B, H, W, C] -> [B, 2H, 2W, C]"""
+    return jax.lax.platform_dependent(x, tpu=_by_matrices, default=_by_neighbours)
+
+
+def _by_neighbours(x):
     return _double(_double(x, 1), 2)
+
+
+def _by_matrices(x):
+    # Gathers take a TPU three times the cycles and up to seven times the memory, by its compiler.
+    x = jnp.einsum("bhwc,yh->bywc", x, _matrix(x.shape[1]).astype(x.dtype), precision="high")
+    return jnp.einsum("bywc,xw->byxc", x, _matrix(x.shape[2]).astype(x.dtype), precision="high")
 
 
 def _forward(x):
@@ -44,8 +54,9 @@ def _matrix(n: int) -> np.ndarray:
 def _backward(size, g):
     # The transpose of a gather is a scatter, which XLA runs serially on a CPU; as two small matrix
     # products it costs about as much as the forward pass.
-    g = jnp.einsum("bhwc,hi->biwc", g, jnp.asarray(_matrix(size[0]), g.dtype))
-    return (jnp.einsum("biwc,wj->bijc", g, jnp.asarray(_matrix(size[1]), g.dtype)),)
+    rows, columns = (_matrix(n).astype(g.dtype) for n in size)
+    g = jnp.einsum("bhwc,hi->biwc", g, rows, precision="high")
+    return (jnp.einsum("biwc,wj->bijc", g, columns, precision="high"),)
 
 
 double.defvjp(_forward, _backward)
