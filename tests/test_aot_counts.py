@@ -102,7 +102,8 @@ backend_config={"estimated_cycles":"70"}
 
 ENTRY %main (w: bf16[100]) -> f32[4,8] {
   %w = bf16[100]{0:T(128)} parameter(0)
-  %part = ((bf16[100]{0:T(128)}), bf16[40]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:40]}
+  %part = ((bf16[100]{0:T(128)}), bf16[40]{0:T(128)S(1)}, s32[]{:S(2)}) \
+slice-start(%w), slice={[0:40]}
   %held = bf16[40]{0:T(128)S(1)} slice-done(%part)
   %start = f32[4,8]{1,0:T(8,128)} broadcast(%held)
   %loop = (s32[]{:T(128)}, f32[4,8]{1,0:T(8,128)}) while(%init), condition=%condition, body=%body

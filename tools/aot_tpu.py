@@ -5,8 +5,9 @@ r"""Compiles the training step for TPUs that are not here, and says what it woul
 
 libtpu compiles on a CPU machine (installed, or TPU_LIBRARY_PATH=.../libtpu.so). Memory is the
 compiler's own figure, and a step that does not fit is refused by it. Times are a roofline over the
-compiled program, a bound and no measurement, and the sum of the cycles that the compiler expects. --config and --topology may be given several times; what
-follows as --config.key=value changes all configs.
+compiled program, a bound and no measurement, and the sum of the cycles that the compiler expects.
+--config and --topology may be given several times; what follows as --config.key=value changes all
+configs.
 """
 
 from __future__ import annotations

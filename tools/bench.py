@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bench_loop import bench_loop
-from bench_students import bench_bfloat16, bench_depthwise, bench_students
 from bench_step import bench_step
+from bench_students import bench_bfloat16, bench_depthwise, bench_students
 from bench_teacher import bench_teacher
 from bench_training import bench_training
 

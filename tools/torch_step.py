@@ -123,7 +123,7 @@ def sobel(error):
 def matching(one, two, pixels, valid):
     """InfoNCE of 24 channels at temperature 0.05, each entry weighed by its two confidences."""
     rows = torch.arange(len(valid))[:, None]
-    a, b = (x[rows, p[..., 1], p[..., 0]] for x, p in zip((one, two), pixels))
+    a, b = (x[rows, p[..., 1], p[..., 0]] for x, p in zip((one, two), pixels, strict=True))
     similar = a[..., :-1] @ b[..., :-1].transpose(1, 2) / 0.05
     own = similar.diagonal(dim1=1, dim2=2)
     loss = similar.logsumexp(2) - own + similar.logsumexp(1) - own
@@ -142,7 +142,7 @@ def loss_of(said, tokens, targets, given_tokens, projector, pixels, valid):
     own = normalised(said[0][..., :3], said[1][..., :3])
     given = normalised(targets[0][..., :3], targets[1][..., :3])
     loss = 0
-    for view, (x, g) in enumerate(zip(own, given)):
+    for view, (x, g) in enumerate(zip(own, given, strict=True)):
         conf = said[view][..., 3]
         loss = loss + ((x - g).norm(dim=-1) * conf - 0.2 * conf.log()).mean()
         parts = [sobel((x - g)[..., i]) for i in range(3)]
@@ -160,7 +160,10 @@ def main() -> None:
     tensors["projector"] = inputs["projector"]
     own = Weights({name: t.requires_grad_() for name, t in tensors.items()})
     kinds = [[t for t in tensors.values() if (t.ndim > 1) == matrix] for matrix in (True, False)]
-    groups = [{"params": kind, "weight_decay": decay} for kind, decay in zip(kinds, (0.05, 0.0))]
+    groups = [
+        {"params": kind, "weight_decay": decay}
+        for kind, decay in zip(kinds, (0.05, 0.0), strict=True)
+    ]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95))
     images = torch.cat([inputs["image1"], inputs["image2"]]).permute(0, 3, 1, 2).contiguous()
     one, two = inputs["pixels1"].long(), inputs["pixels2"].long()
