@@ -103,11 +103,15 @@ def test_targets_are_the_live_teacher_s(pairs, teacher, tmp_path, exact, bound):
 
 
 @pytest.mark.slow  # four programs are compiled
-@pytest.mark.parametrize("augment", [True, False])
-def test_training_from_the_cache_is_training_with_the_teacher(pairs, teacher, tmp_path, augment):
+@pytest.mark.parametrize(
+    ("augment", "exact", "bound"), [(True, False, 3e-4), (False, False, 3e-4), (False, True, 1e-5)]
+)
+def test_training_from_the_cache_is_training_with_the_teacher(
+    pairs, teacher, tmp_path, augment, exact, bound
+):
     config = get_config(augment=augment)
     student = ld.build(STUDENT, 0)
-    about = write(tmp_path / "cache", config, teacher, pairs)
+    about = write(tmp_path / "cache", config, teacher, pairs, exact=exact)
     assert about["count"] == (16 if augment else 6)
     train(config, tmp_path / "live", pairs, teacher=teacher, student=student)
     offline = get_config(augment=augment, cache=str(tmp_path / "cache"))
@@ -116,7 +120,8 @@ def test_training_from_the_cache_is_training_with_the_teacher(pairs, teacher, tm
     assert len(live) == len(held) == 4
     terms = ("loss", "points", "features", "matching")
     errors = [[abs(a[t] / b[t] - 1) for t in terms] for a, b in zip(live, held, strict=True)]
-    assert np.max(errors) < 3e-4  # 1.001e-4 seen, at which that run stopped
+    print(f"{np.max(errors):.3g}", np.max(errors, 1))
+    assert np.max(errors) < bound
 
 
 def test_a_shorter_cache_starts_over(pairs, teacher, tmp_path):

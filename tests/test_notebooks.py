@@ -41,7 +41,7 @@ def test_every_cell_runs(path, tmp_path, monkeypatch):
     names = {"__name__": path.stem}
     for number, cell in enumerate(code_cells(path), 1):
         source = "".join(cell["source"]).replace("--size 96 ", "--size 64 ")
-        source = source.replace('= 40, 96, "moonlet-student"', '= 2, 32, "test"')
+        source = source.replace('= 24, 64, "moonlet-student"', '= 2, 32, "test"')
         exec(compile(source, f"{path.name}, code cell {number}", "exec"), names)
     plt.close("all")
 

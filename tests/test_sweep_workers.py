@@ -78,6 +78,17 @@ def test_a_real_postgresql_serves_two_workers(twelve, tmp_path):
         assert sweep(path, tmp_path / "two", "--workers", 2, "--storage", url) == rows
 
 
+@pytest.mark.slow
+def test_jobs_of_a_cluster_drain_a_sweep(twelve, tmp_path):
+    """submitit's local jobs, which stand for SLURM's: the same calls, without a queue."""
+    pytest.importorskip("submitit", reason="pip install 'lunar-distill-jax[slurm]'")
+    path, rows = twelve
+    jobs = ("--submit", 2, "--slurm", "cluster=local", "--slurm", "timeout_min=60")
+    assert sweep(path, tmp_path / "jobs", *jobs) == rows
+    logs = list((tmp_path / "jobs/jobs").glob("*_log.err"))
+    assert len(logs) == 2 and any("Group" in log.read_text() for log in logs)
+
+
 class postgresql:
     """A server of its own in `folder`, by the system's user postgres where we are root."""
 
