@@ -51,7 +51,7 @@ class Both:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.workdir, self.said = workdir, [workdir.with_suffix(f".{i}.txt") for i in range(2)]
-        environment = os.environ | {
+        self.environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(tiny.REPOSITORY / ".pytest_cache/jax"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
@@ -67,7 +67,10 @@ class Both:
             with open(self.said[i], "w") as file:
                 self.processes.append(
                     subprocess.Popen(
-                        [*map(str, command)], env=environment, stderr=file, start_new_session=True
+                        [*map(str, command)],
+                        env=self.environment,
+                        stderr=file,
+                        start_new_session=True,
                     )
                 )
 
@@ -128,6 +131,23 @@ def test_restarts_bring_a_lost_process_back(unbroken, config, tmp_path):
     print(*said, sep="\n---\n")
     assert all("it is started again" in text for text in said)
     assert_same(tmp_path / "run", unbroken)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_with_what_two_began(unbroken, config, tmp_path):
+    both = Both(config, tmp_path / "run").at_step(6)
+    for process in both.processes:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    environment = both.environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    words = ["train", "--config", config, "--workdir", tmp_path / "run"]
+    command = [sys.executable, "-m", "lunar_distill_jax", *map(str, words)]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in read_history(tmp_path / "run")] == list(range(1, STEPS + 1))
+    one, two = (jax.tree.leaves(ld.load(w).params) for w in (tmp_path / "run", unbroken))
+    for x, y in zip(one, two, strict=True):
+        assert np.max(np.abs(x - y)) < 1e-5
 
 
 @pytest.mark.slow
