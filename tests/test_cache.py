@@ -104,10 +104,17 @@ def test_targets_are_the_live_teacher_s(pairs, teacher, tmp_path, exact, bound):
 
 @pytest.mark.slow  # four programs are compiled
 @pytest.mark.parametrize(
-    ("augment", "exact", "bound"), [(True, False, 3e-4), (False, False, 3e-4), (False, True, 1e-5)]
+    ("augment", "exact", "bounds"),
+    [
+        # Of the losses of steps 1 to 4. Adam divides a small gradient by its own size, so that 16
+        # bits' rounding, and nothing else, grows tenfold a step at this rate of 5e-3.
+        (True, False, (3e-5, 3e-5, 1e-3, 2e-3)),  # seen 2e-6, 1e-5, 2e-5, 7e-5
+        (False, False, (3e-5, 3e-5, 1e-3, 2e-3)),  # seen 8e-6, 1e-5, 2e-4, 6e-4
+        (False, True, (2e-6, 2e-6, 2e-6, 2e-6)),  # seen 0, 0, 1e-7, 2e-7
+    ],
 )
 def test_training_from_the_cache_is_training_with_the_teacher(
-    pairs, teacher, tmp_path, augment, exact, bound
+    pairs, teacher, tmp_path, augment, exact, bounds
 ):
     config = get_config(augment=augment)
     student = ld.build(STUDENT, 0)
@@ -120,8 +127,7 @@ def test_training_from_the_cache_is_training_with_the_teacher(
     assert len(live) == len(held) == 4
     terms = ("loss", "points", "features", "matching")
     errors = [[abs(a[t] / b[t] - 1) for t in terms] for a, b in zip(live, held, strict=True)]
-    print(f"{np.max(errors):.3g}", np.max(errors, 1))
-    assert np.max(errors) < bound
+    assert np.all(np.max(errors, 1) < bounds), errors
 
 
 def test_a_shorter_cache_starts_over(pairs, teacher, tmp_path):

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 from aot_counts import Program, collectives, cycles, memory_traffic, operations
 from jax.experimental import topologies
+from jax.interpreters import partial_eval
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -46,9 +47,9 @@ from lunar_distill_jax.train.state import Student, Trial, init_state, unflatten
 from lunar_distill_jax.train.step import make_train_step
 
 GIB = 2**30
-# With its usual 0 the compiler searches for seconds at every convolution, and there are hundreds.
-# Below -0.4 or so it would no longer keep arrays on the chip.
-EFFORT = {"exec_time_optimization_effort": -0.4}
+# With its usual 0 the compiler searches for many seconds at every convolution, and there are
+# hundreds. Below this it no longer keeps arrays on the chip.
+EFFORT = -0.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,19 +206,22 @@ def excess_memory(message: str) -> float | None:
     return float("nan") if "RESOURCE_EXHAUSTED" in message else None
 
 
-def compile_step(config, devices):
+def compile_step(config, devices, effort: float):
     """-> (operations of all devices by the jaxpr, bytes of arguments on a device, the compiled
     step or the bytes beyond memory)
     """
     step, arguments = step_of(config, devices)
     traced = step.jitted.trace(*arguments)
-    flops = operations(traced.jaxpr.jaxpr)
+    everything = traced.jaxpr.jaxpr
+    needed, _ = partial_eval.dce_jaxpr(everything, [True] * len(everything.outvars))
+    flops = operations(needed)
     held = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(arguments)
     )
+    options = {"exec_time_optimization_effort": effort}
     try:
-        return flops, held, traced.lower(lowering_platforms=("tpu",)).compile(EFFORT)
+        return flops, held, traced.lower(lowering_platforms=("tpu",)).compile(options)
     except jax.errors.JaxRuntimeError as e:
         excess = excess_memory(str(e))
         if excess is None:
@@ -225,8 +229,10 @@ def compile_step(config, devices):
         return flops, held, excess
 
 
-def report(config, topology: str) -> Report:
+def report(config, topology: str, effort: float = EFFORT) -> Report:
     """Compiles the step of a config (complete) for a topology.
+
+    effort: of the compiler, -1 to 1. Below `EFFORT` traffic and cycles are not worth noting.
 
     Raises:
       InputError: there is no such topology, or the config cannot be used.
@@ -234,7 +240,7 @@ def report(config, topology: str) -> Report:
     devices = devices_of(topology)
     start = time.perf_counter()
     compiled: Any
-    flops, held, compiled = compile_step(config, devices)
+    flops, held, compiled = compile_step(config, devices, effort)
     known: dict[str, Any] = {
         "pairs": config.batch,
         "state": held,
@@ -250,8 +256,8 @@ def report(config, topology: str) -> Report:
         time.perf_counter() - start,
         peak=memory.peak_memory_in_bytes,
         counted=config.accumulate * compiled.cost_analysis().get("flops", 0.0),
-        moved=memory_traffic(program),
-        cycles=cycles(program),
+        moved=memory_traffic(program) if effort >= EFFORT else 0,
+        cycles=cycles(program) if effort >= EFFORT else 0,
         sent=collectives(program, len(devices)),
         **known,
     )
@@ -280,6 +286,8 @@ def describe(name: str, topology: str, config, r: Report) -> str:
     )
     for kind, (count, size) in r.sent.items():
         lines.append(f"  {kind}: {count} times, {size / 2**20:.1f} MiB sent by a device")
+    if not r.moved:
+        return "\n".join([*lines, "  at this effort nothing is known of memory traffic and cycles"])
     lines.append(
         f"  {r.moved / 1e9:.1f} GB to and from memory, arithmetic intensity "
         f"{r.flops / max(r.moved, 1):.0f} FLOP a byte"
@@ -304,6 +312,13 @@ def main() -> int:
     )
     parser.add_argument("--config", action="append", required=True, metavar="F.py[:mode]")
     parser.add_argument("--topology", action="append", required=True, metavar="v5e:4x4")
+    parser.add_argument(
+        "--effort",
+        type=float,
+        default=EFFORT,
+        help="of the compiler; -1 is four times as fast and enough for memory and collectives "
+        f"(default {EFFORT})",
+    )
     args, overrides = parser.parse_known_args()
     installed = importlib.util.find_spec("libtpu")
     if "TPU_LIBRARY_PATH" not in os.environ and installed and installed.submodule_search_locations:
@@ -314,7 +329,7 @@ def main() -> int:
         for topology in args.topology:
             try:
                 config = complete(read_config(source, overrides))
-                r = report(config, topology)
+                r = report(config, topology, args.effort)
             except InputError as error:
                 print(f"aot_tpu: {error}", file=sys.stderr)
                 return 2
