@@ -11,7 +11,7 @@ demo: $(READY)  ## render lunar pairs, distil the embedded teacher, evaluate, wr
 	$(BIN)/lunar-distill demo --workdir demo
 
 test: $(READY)  ## the tests; no network, under 12 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

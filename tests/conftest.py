@@ -34,3 +34,11 @@ def strict_ranks():
     """Arrays of different rank do not broadcast silently."""
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+# Files of few and long tests first: two workers then end at about the same time.
+LONG = ("test_step", "test_notebooks", "test_demo", "test_train", "test_train_lives", "test_golden")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(s) if (s := item.path.stem) in LONG else len(LONG))
