@@ -4,8 +4,8 @@ r"""The paper's recipe for its students, and ours: the step that tools/aot_tpu.p
         --config.teacher=MAST3R.pth --config.data.source=FOLDER
     python tools/aot_tpu.py --config configs/paper.py:s3 --topology v5e:4x4
 
-Modes: the name of a student, or NAME-sweep8, eight trials of it in one program. The 16 micro-batches
-are for 16 devices of 16 GB; on 256 devices, --config.accumulate=1.
+Modes: the name of a student, or NAME-sweep8, eight trials of it in one program. The 16 micro-
+batches are for 16 devices of 16 GB; 256 devices need --config.accumulate=1.
 """
 
 import ml_collections as mlc

@@ -243,7 +243,6 @@ def main() -> None:
     result = {"nan": nan_isolation((step, again, variables), eight, batches)}
     if sys.argv[1] == "fast":
         result["meshes"] = meshes([(2, 2, 2)], eight, batches)
-        result["accumulation"] = accumulation(ON, batches)
     else:
         result["meshes"] = meshes(SHAPES, eight, batches)
         result["singles"] = singles(eight, batches)

@@ -222,6 +222,7 @@ def test_full_teacher_matches_the_original_at_full_size():
             )
 
 
+@pytest.mark.slow  # 15 s
 def test_portrait_samples_cost_nothing_where_the_batch_is_of_one_kind():
     """With true_shape known only on the device, the result is that of the static choice."""
     golden, predictions = predicted_from_part()
@@ -235,6 +236,7 @@ def test_portrait_samples_cost_nothing_where_the_batch_is_of_one_kind():
         np.testing.assert_allclose(ours.conf, want.conf, rtol=1e-3)
 
 
+@pytest.mark.slow  # 15 s
 def test_wiring_of_training_is_not_needed_to_read_both_orientations():
     """A released file, read as upright, takes the mixed batch that the reference would refuse."""
     golden, predictions = predicted_from_part()

@@ -59,10 +59,6 @@ def test_eight_devices_equal_one(fast):
     assert_equal(differences)
 
 
-def test_accumulation_equals_the_large_batch(fast):
-    assert_equal(fast["accumulation"])
-
-
 @pytest.mark.slow
 def test_every_mesh_equals_one_device(slow):
     assert len(slow["meshes"]) == 10

@@ -172,7 +172,9 @@ def outputs(view):
     return view.pts3d, view.conf, view.desc, view.desc_conf
 
 
-def check_step(name):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDENTS)
+def test_one_forward_and_one_gradient_step(name):
     config = small(architecture(name))
     before, grads, views, new, after = forward_and_step(config)
     for points, conf, desc, desc_conf in views:
@@ -188,20 +190,6 @@ def check_step(name):
     moments = jax.tree.leaves(new.get("batch_stats", {}))
     assert bool(moments) == ("encoder" in new.get("batch_stats", {}))
     assert all(np.isfinite(m).all() for m in moments)
-
-
-FAST = ("slim-s-catconv",)  # a backbone that is shared, and the head that is not MASt3R's
-
-
-@pytest.mark.parametrize("name", FAST)
-def test_one_forward_and_one_gradient_step(name):
-    check_step(name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in STUDENTS if n not in FAST])
-def test_one_forward_and_one_gradient_step_of_the_others(name):
-    check_step(name)
 
 
 def test_inference_reads_the_running_moments():
