@@ -117,3 +117,6 @@ def test_memory_is_counted_where_it_leaves_the_chip_and_in_every_round():
     # A round reads a row and writes one in place; its square stays on the chip.
     assert memory_traffic(Program(ON_CHIP)) == prefetched + whole + 4 * (row + row)
     assert cycles(Program(ON_CHIP)) == 4 * 70
+    outside = ON_CHIP.replace("%square = f32[8]{0:T(128)S(1)}", "%square = f32[8]{0:T(128)}")
+    # The square is written, and read again as what the fusion puts into its array.
+    assert memory_traffic(Program(outside)) == prefetched + whole + 4 * (row + row + 2 * row)

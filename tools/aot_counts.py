@@ -35,6 +35,7 @@ _CALLED = re.compile(r"(?:body|to_apply|calls)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch|true|false)_computations?=\{?([^}=]+?)(?:\}|, \w+=|$)")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _TRIPS = re.compile(r'known_trip_count[":{]+n[":]+(\d+)')
+_NUMBER = re.compile(r"(\d+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -178,9 +179,6 @@ class Program:
         return read + written
 
 
-_NUMBER = re.compile(r"(\d+)\)")
-
-
 def _used(inner: dict[str, Instruction], index: int, whole: int) -> int:
     """How much of its operand a fusion reads: all of it, unless it only takes parts."""
     names = {
@@ -191,14 +189,14 @@ def _used(inner: dict[str, Instruction], index: int, whole: int) -> int:
     total = 0
     while names:
         users = [i for i in inner.values() if names & set(i.operands)]
-        names = {i.name for i in users if i.kind == "bitcast"}
         for i in users:
             if i.kind in PARTS:
                 total += sum(i.sizes)
-            elif i.kind == "dynamic-update-slice" and i.operands[0] not in names:
+            elif i.kind == "dynamic-update-slice" and not names & set(i.operands[1:]):
                 continue  # the array is written in place: only a part changes
             elif i.kind != "bitcast":
                 return whole
+        names = {i.name for i in users if i.kind == "bitcast"}
     return total
 
 

@@ -162,9 +162,13 @@ def forward(w: Weights, image1, image2):
     )
     for i in range(w.depth("enc_blocks")):
         x = encoder_block(w.below(f"enc_blocks.{i}"), x, table)
-    tokens = w.norm("enc_norm", x).chunk(2)
-    x1, x2 = (w.linear("decoder_embed", t) for t in tokens)
-    layers1, layers2 = [tokens[0]], [tokens[1]]
+    return torch.stack(decode(w, *w.norm("enc_norm", x).chunk(2), h, width, table))
+
+
+def decode(w: Weights, one, two, h: int, width: int, table):
+    """Encoder tokens of both views [B, N, D] -> two of [B, H, W, 4 + K]"""
+    x1, x2 = (w.linear("decoder_embed", t) for t in (one, two))
+    layers1, layers2 = [one], [two]
     for i in range(w.depth("dec_blocks")):
         block1, block2 = w.below(f"dec_blocks.{i}"), w.below(f"dec_blocks2.{i}")
         x1, x2 = (
@@ -174,8 +178,10 @@ def forward(w: Weights, image1, image2):
         layers1.append(x1)
         layers2.append(x2)
     layers1[-1], layers2[-1] = w.norm("dec_norm", x1), w.norm("dec_norm", x2)
-    one = head(w.below("downstream_head1"), layers1, h, width)
-    return torch.stack([one, head(w.below("downstream_head2"), layers2, h, width)])
+    return (
+        head(w.below("downstream_head1"), layers1, h, width),
+        head(w.below("downstream_head2"), layers2, h, width),
+    )
 
 
 def main() -> None:

@@ -20,9 +20,8 @@ import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from safetensors.torch import load_file
 from torch_mast3r import (
     Weights,
-    decoder_block,
+    decode,
     encoder_block,
-    head,
     merge_heads,
     mlp,
     rotary_table,
@@ -38,25 +37,10 @@ def in_turns(a, b):
 
 
 def both_ways(w: Weights, tokens, h: int, width: int, table):
-    """Encoder tokens of [view 1; view 2] -> the heads' outputs [2, 2 B, H, W, 4 + K], tokens."""
+    """Encoder tokens of [view 1; view 2] -> what `decode` gives of [2 B, ...], tokens."""
     one, two = tokens.chunk(2)
     one, two = in_turns(one, two), in_turns(two, one)
-    x1, x2 = (w.linear("decoder_embed", t) for t in (one, two))
-    layers1, layers2 = [one], [two]
-    for i in range(w.depth("dec_blocks")):
-        block1, block2 = w.below(f"dec_blocks.{i}"), w.below(f"dec_blocks2.{i}")
-        x1, x2 = (
-            decoder_block(block1, x1, x2, table, table),
-            decoder_block(block2, x2, x1, table, table),
-        )
-        layers1.append(x1)
-        layers2.append(x2)
-    layers1[-1], layers2[-1] = w.norm("dec_norm", x1), w.norm("dec_norm", x2)
-    out = (
-        head(w.below("downstream_head1"), layers1, h, width),
-        head(w.below("downstream_head2"), layers2, h, width),
-    )
-    return out, (one, two)
+    return decode(w, one, two, h, width, table), (one, two)
 
 
 def teacher(w: Weights, images):

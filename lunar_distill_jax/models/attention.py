@@ -34,14 +34,22 @@ def attention(q, k, v, kind: str = "auto"):
     return plain(q, k, v)
 
 
-def plain(q, k, v):
-    """`attention` with all scores at once; any axes may lead."""
+def _weights(q, k):
+    """The softmax before its division: exp(score - the row's largest) [..., N, M]."""
     scores = jnp.einsum("...nd,...md->...nm", q, k, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True)))
-    x = jnp.einsum(
-        "...nm,...md->...nd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
+    return jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True)))
+
+
+def _weighed(weights, v):
+    weights = weights.astype(v.dtype)
+    return jnp.einsum("...nm,...md->...nd", weights, v, preferred_element_type=jnp.float32)
+
+
+def plain(q, k, v):
+    """`attention` with all scores at once; any axes may lead."""
+    weights = _weights(q, k)
+    x = _weighed(weights, v)
     # Normalised here, d numbers of a row are divided and not M.
     return (x / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
 
@@ -75,17 +83,7 @@ def by_queries(q, k, v):
     k, v = k.astype(jnp.float32), v.astype(jnp.float32)
 
     def block(q):
-        scores = jnp.einsum(
-            "...nd,...md->...nm", q, k.astype(dtype), preferred_element_type=jnp.float32
-        )
-        scores = scores * q.shape[-1] ** -0.5
-        weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True)))
-        x = jnp.einsum(
-            "...nm,...md->...nd",
-            weights.astype(dtype),
-            v.astype(dtype),
-            preferred_element_type=jnp.float32,
-        )
+        x = _weighed(_weights(q, k.astype(dtype)), v.astype(dtype))
         return (x[..., :-1] / x[..., -1:]).astype(dtype)
 
     x = jax.lax.map(jax.checkpoint(block, prevent_cse=False), q)
