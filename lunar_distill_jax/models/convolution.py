@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+BLOCK = 2048  # pixels of `kernel_gradient` at a time, if a row has fewer
 
 
 @jax.custom_vjp
@@ -44,17 +45,30 @@ def kernel_gradient(x, kernel, gradient):
     """The gradient of `conv3x3`'s kernel as nine products, one for each shift of x.
 
     XLA:CPU makes of it a convolution with a kernel as large as the picture, four times slower at
-    112 x 112 pixels and more beyond.
+    112 x 112 pixels and more beyond. It goes by blocks of rows, so that the nine shifted copies of
+    a block stay in the cache: of whole maps they are nine times its memory.
     """
-    height, width, channels = x.shape[1:]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    flat = gradient.reshape(-1, gradient.shape[-1])
-    shifts = (padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3))
-    products = [
-        jnp.matmul(s.reshape(-1, channels).T, flat, preferred_element_type=jnp.float32)
-        for s in shifts
-    ]
-    return jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
+    (batch, height, width, channels), out = x.shape, gradient.shape[-1]
+    most = max(1, min(height, BLOCK // (batch * width)))
+    rows = next((r for r in range(most, most // 2, -1) if height % r == 0), most)
+    count = -(-height // rows)
+    below = count * rows - height  # rows of zeros complete the last block
+    x = jnp.pad(x, ((0, 0), (1, 1 + below), (1, 1), (0, 0)))
+    gradient = jnp.pad(gradient, ((0, 0), (0, below), (0, 0), (0, 0)))
+
+    def add_block(i, so_far):
+        part = jax.lax.dynamic_slice_in_dim(x, i * rows, rows + 2, axis=1)
+        flat = jax.lax.dynamic_slice_in_dim(gradient, i * rows, rows, axis=1).reshape(-1, out)
+        shifts = (part[:, i : i + rows, j : j + width] for i in range(3) for j in range(3))
+        products = [
+            jnp.matmul(s.reshape(-1, channels).T, flat, preferred_element_type=jnp.float32)
+            for s in shifts
+        ]
+        return so_far + jnp.stack(products)
+
+    total = jnp.zeros((9, channels, out), jnp.float32)
+    total = jax.lax.fori_loop(0, count, add_block, total)
+    return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
 conv3x3.defvjp(_forward, _backward)
