@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from jax.interpreters import partial_eval
+
 from lunar_distill_jax.models.liveness import inner_programs
 
 TYPES = {
@@ -37,6 +39,13 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _TRIPS = re.compile(r'known_trip_count[":{]+n[":]+(\d+)')
 _NUMBER = re.compile(r"(\d+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+
+
+def needed_operations(traced: Any) -> int:
+    """`operations` of a traced function (jax.stages.Traced), without what no result needs."""
+    everything = traced.jaxpr.jaxpr
+    needed, _ = partial_eval.dce_jaxpr(everything, [True] * len(everything.outvars))
+    return operations(needed)
 
 
 def operations(jaxpr: Any) -> int:

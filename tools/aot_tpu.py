@@ -31,9 +31,8 @@ os.environ["TPU_MIN_LOG_LEVEL"] = "3"
 
 import jax
 import jax.numpy as jnp
-from aot_counts import Program, collectives, cycles, memory_traffic, operations
+from aot_counts import Program, collectives, cycles, memory_traffic, needed_operations
 from jax.experimental import topologies
-from jax.interpreters import partial_eval
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -212,9 +211,7 @@ def compile_step(config, devices, effort: float):
     """
     step, arguments = step_of(config, devices)
     traced = step.jitted.trace(*arguments)
-    everything = traced.jaxpr.jaxpr
-    needed, _ = partial_eval.dce_jaxpr(everything, [True] * len(everything.outvars))
-    flops = operations(needed)
+    flops = needed_operations(traced)
     held = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(arguments)

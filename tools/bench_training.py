@@ -11,11 +11,12 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from aot_counts import needed_operations
 
 from lunar_distill_jax import api
 from lunar_distill_jax.data.batches import make_batch
@@ -24,11 +25,12 @@ from lunar_distill_jax.losses.settings import loss_settings
 from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.zoo import architecture
+from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.train import cached, forward
 from lunar_distill_jax.train.cache import Samples, TeacherCache, identity_of, write_cache
 from lunar_distill_jax.train.optim import OptimSettings
 from lunar_distill_jax.train.state import Student, Trial, init_state
-from lunar_distill_jax.train.step import make_train_step
+from lunar_distill_jax.train.step import Step, make_train_step
 
 WEIGHTS = {"points": 1.0, "matching": 0.075, "features": 0.1, "sobel": 1.0}
 SETTINGS = loss_settings({"matching": {"confidence": "mean"}})
@@ -66,7 +68,7 @@ def narrow(config: StereoConfig, share: int) -> StereoConfig:
 class Program:
     """A compiled step and its state; each call is one step, done when it returns."""
 
-    step: Callable
+    step: Step
     state: Any
     variables: Any
     batch: Mapping[str, Any]
@@ -83,6 +85,10 @@ class Program:
     @property
     def seconds(self) -> float:
         return statistics.median(self.times[1:])
+
+    @property
+    def operations(self) -> int:
+        return needed_operations(self.step.jitted.trace(self.state, self.variables, self.batch))
 
 
 def program(
@@ -113,9 +119,14 @@ def program(
 
 
 def in_turns(programs: Mapping[str, Program], rounds: int) -> None:
-    for _ in range(rounds + 1):  # the first compiles
-        for run in programs.values():
-            run()
+    for name, run in programs.items():
+        run()
+        print(f"  {name}: compiled and run in {run.times[0]:.0f} s", flush=True)
+    with Progress(rounds, "rounds") as bar:
+        for _ in range(rounds):
+            for run in programs.values():
+                run()
+            bar.update()
 
 
 def bench_training(rounds: int) -> None:
@@ -148,22 +159,24 @@ def bench_training(rounds: int) -> None:
         own = cached.cached_teacher(teacher_config, tuple(WEIGHTS), SETTINGS, **said)
         programs["cached"] = program(student, 1, 1, own, few, held, width=width)
         in_turns(programs, rounds)
-    one, offline = programs["1 students"].seconds, programs["cached"].seconds
     print(
         f"training, {teacher_config.name} into {student.name}: {PAIRS} pairs both ways round, "
         f"{SIZE} px, {MATCHES} matches"
     )
+    one = programs["1 students"]
 
-    def row(ours: str, seconds: float, peer: str, other: float) -> None:
-        share = f"{seconds / other:.2f} of it"
+    def row(ours: str, name: str, peer: str, count: int) -> None:
+        run, other = programs[name], count * one.seconds
+        share = run.operations / (count * one.operations)
         print(
-            f"  {ours:24s} {seconds * 1e3:8.0f} ms, {seconds * 1e3 / PAIRS:6.0f} a pair   "
-            f"{peer:18s} {other * 1e3:8.0f} ms   {share}"
+            f"  {ours:24s} {run.seconds * 1e3:8.0f} ms, {run.seconds * 1e3 / PAIRS:6.0f} a pair   "
+            f"{peer:18s} {other * 1e3:8.0f} ms   {run.seconds / other:.2f} of it, by operations "
+            f"{share:.2f}"
         )
 
     for k in (1, 2, 4):
-        row(f"{k} students in one step", programs[f"{k} students"].seconds, f"{k} steps", k * one)
-    row("8 trials in one step", programs["8 trials"].seconds, "8 steps", 8 * one)
-    row("step from the cache", offline, "live teacher", one)
+        row(f"{k} students in one step", f"{k} students", f"{k} steps", k)
+    row("8 trials in one step", "8 trials", "8 steps", 8)
+    row("step from the cache", "cached", "live teacher", 1)
     size = about["bytes_per_pair"] / 1e6
     print(f"  reading the cache takes {reading * 1e3:.1f} ms and {size:.2f} MB a pair")

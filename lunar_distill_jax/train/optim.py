@@ -94,6 +94,28 @@ def matching_names(names: Collection[str], pattern: str, setting: str) -> set[st
     return found
 
 
+def global_norm(tree: Any) -> Any:
+    """The Euclidean norm of all numbers of a tree; its vectors as one, see `make_optimizer`."""
+    leaves = jax.tree.leaves(tree)
+    parts = [x for x in leaves if x.ndim > 1]
+    vectors = [x.reshape(-1) for x in leaves if x.ndim <= 1]
+    parts += [jnp.concatenate(vectors)] if vectors else []
+    return jnp.sqrt(sum(jnp.sum(x * x) for x in parts))
+
+
+def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
+    """optax.clip_by_global_norm by one factor, which XLA fuses with what follows; not by quotients,
+    which it keeps for each parameter.
+    """
+
+    def clip(updates, params):
+        del params
+        factor = jnp.minimum(1.0, largest / global_norm(updates))
+        return jax.tree.map(lambda g: factor * g, updates)
+
+    return optax.stateless(clip)
+
+
 def make_optimizer(settings: OptimSettings) -> optax.GradientTransformation:
     """Gradients -> directions, to be taken `learning_rate` times backwards. Trees: nested dicts."""
 
@@ -112,7 +134,7 @@ def make_optimizer(settings: OptimSettings) -> optax.GradientTransformation:
         "matrices": optax.chain(adam, optax.add_decayed_weights(settings.weight_decay)),
     }
     return optax.chain(
-        optax.clip_by_global_norm(settings.clip),
+        clip_by_global_norm(settings.clip),
         optax.partition(kinds, lambda tree: jax.tree.map(lambda p: KINDS[p.ndim > 1], tree)),
         optax.stateless(scale_by_name) if settings.multipliers else optax.identity(),
     )

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,7 +19,7 @@ from lunar_distill_jax.losses.distill import loss_terms, objective
 from lunar_distill_jax.losses.settings import LossSettings
 from lunar_distill_jax.train import sharding
 from lunar_distill_jax.train.forward import TargetFn, student_forward
-from lunar_distill_jax.train.optim import learning_rate, make_optimizer
+from lunar_distill_jax.train.optim import global_norm, learning_rate, make_optimizer
 from lunar_distill_jax.train.state import Student, StudentState, TrainState, flatten
 
 # By default XLA:CPU starts operations side by side, and what they return lives the longer: the
@@ -53,6 +52,9 @@ def make_train_step(
     metrics: {student: {"loss", its terms, "grad_norm", "lr", "skipped": [T]}}
     """
 
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    in_turn = platform == "cpu" and (mesh is None or mesh.shape["trial"] == 1)
+
     def train_step(state: TrainState, teacher_variables, batch):
         rows = batch["image1"].shape[0]
         if mesh is not None:
@@ -75,7 +77,7 @@ def make_train_step(
         new, metrics = {}, {}
         for name, student in students.items():
             update = _update(student, settings, symmetric, accumulate)
-            new[name], metrics[name] = _over_trials(update)(
+            new[name], metrics[name] = _over_trials(update, in_turn)(
                 state.students[name], state.step, targets, images
             )
         return TrainState(state.step + 1, new), metrics
@@ -187,7 +189,7 @@ def _update(student: Student, settings: LossSettings, symmetric: bool, accumulat
             warmup=student.optim.warmup,
             steps=student.optim.steps,
         )
-        norm = optax.tree.norm(grads)
+        norm = global_norm(grads)
         direction, opt = tx.update(grads, state.opt, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         ema = jax.tree.map(
@@ -206,14 +208,21 @@ def _update(student: Student, settings: LossSettings, symmetric: bool, accumulat
     return update
 
 
-def _over_trials(update):
-    """The update of one trial for a stack of them; a single one is not batched."""
+def _over_trials(update, in_turn: bool):
+    """The update of one trial for a stack of them; a single one is not batched.
+
+    in_turn: by a loop, not as one batch: a CPU has no use for wider products, and makes of a
+             convolution of trials with kernels of their own a slow grouped one
+    """
 
     def run(state: StudentState, step, targets, images):
-        if len(state.skipped) > 1:
-            return jax.vmap(update, in_axes=(0, None, None, None))(state, step, targets, images)
-        new, metrics = update(jax.tree.map(lambda x: x[0], state), step, targets, images)
-        return jax.tree.map(lambda x: x[None], (new, metrics))
+        def one(trial):
+            return update(trial, step, targets, images)
+
+        if len(state.skipped) == 1:
+            changed = one(jax.tree.map(lambda x: x[0], state))
+            return jax.tree.map(lambda x: x[None], changed)
+        return jax.lax.map(one, state) if in_turn else jax.vmap(one)(state)
 
     return run
 
