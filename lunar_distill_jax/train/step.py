@@ -200,7 +200,7 @@ def _update(student: Student, settings: LossSettings, symmetric: bool, accumulat
         new = dataclasses.replace(state, params=params, opt=opt, ema=ema, batch_stats=stats)
         # On the device, so that no step waits for the host, and trial by trial.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+        new = jax.tree.map(lambda n, o: jax.lax.select(finite, n, o), new, state)
         new = dataclasses.replace(new, skipped=state.skipped + ~finite)
         metrics = {"loss": loss, **values, "grad_norm": norm, "lr": rate, "skipped": new.skipped}
         return new, metrics
