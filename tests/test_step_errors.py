@@ -37,17 +37,39 @@ def test_parameters_that_the_model_axis_does_not_divide():
         sharding.spec_of("encoder/block0/attn/qkv/bias", (36,), eight)
 
 
-def test_too_little_memory():
+class Failing:
+    """A jitted function that fails when it is compiled, or only when it runs."""
+
+    def __init__(self, said: str, *, compiles: bool):
+        self.said, self.compiles = said, compiles
+
+    def lower(self, *_):
+        return self
+
+    def compile(self):
+        if not self.compiles:
+            self()
+
+    def __call__(self, *_):
+        raise jax.errors.JaxRuntimeError(self.said)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_too_little_memory(compiles):
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 92.12G of 15.75G hbm."
-
-    def full(*_):
-        raise jax.errors.JaxRuntimeError(said)
-
     with pytest.raises(InputError, match=r"memory of .*92\.12G, 15\.75G.*raise accumulate"):
-        Step(full)(1)
-
-    def broken(*_):
-        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-
+        Step(Failing(said, compiles=compiles))(1)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        Step(broken)(1)
+        Step(Failing("INTERNAL: something else", compiles=compiles))(1)
+
+
+def test_a_step_is_compiled_once():
+    calls = []
+
+    @jax.jit
+    def count(x):
+        calls.append(x)  # as often as it is traced
+        return x + 1
+
+    step = Step(count)
+    assert [int(step(1)), int(step(2))] == [2, 3] and len(calls) == 1
