@@ -1,4 +1,4 @@
-"""One jitted training step: targets once, every student, its trials as one batched program."""
+"""One jitted training step: targets once, then every student and its trials in one program."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make_train_step(
     """
 
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    in_turn = platform == "cpu" and (mesh is None or mesh.shape["trial"] == 1)
+    one_by_one = platform == "cpu" and (mesh is None or mesh.shape["trial"] == 1)
 
     def train_step(state: TrainState, teacher_variables, batch):
         rows = batch["image1"].shape[0]
@@ -77,7 +77,7 @@ def make_train_step(
         new, metrics = {}, {}
         for name, student in students.items():
             update = _update(student, settings, symmetric, accumulate)
-            new[name], metrics[name] = _over_trials(update, in_turn)(
+            new[name], metrics[name] = _over_trials(update, one_by_one)(
                 state.students[name], state.step, targets, images
             )
         return TrainState(state.step + 1, new), metrics
@@ -208,11 +208,11 @@ def _update(student: Student, settings: LossSettings, symmetric: bool, accumulat
     return update
 
 
-def _over_trials(update, in_turn: bool):
+def _over_trials(update, one_by_one: bool):
     """The update of one trial for a stack of them; a single one is not batched.
 
-    in_turn: by a loop, not as one batch: a CPU has no use for wider products, and makes of a
-             convolution of trials with kernels of their own a slow grouped one
+    one_by_one: in a loop, not as one batch: a CPU has no use for wider products, and makes of a
+        convolution of trials with kernels of their own a slow grouped one
     """
 
     def run(state: StudentState, step, targets, images):
@@ -222,7 +222,7 @@ def _over_trials(update, in_turn: bool):
         if len(state.skipped) == 1:
             changed = one(jax.tree.map(lambda x: x[0], state))
             return jax.tree.map(lambda x: x[None], changed)
-        return jax.lax.map(one, state) if in_turn else jax.vmap(one)(state)
+        return jax.lax.map(one, state) if one_by_one else jax.vmap(one)(state)
 
     return run
 
