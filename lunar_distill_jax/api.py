@@ -24,6 +24,7 @@ from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.fresh import fresh_params, fresh_statistics
 from lunar_distill_jax.models.stereo import StereoNet
 from lunar_distill_jax.models.zoo import ARCHITECTURES, architecture
+from lunar_distill_jax.twoview.turns import TURNS, predict_turned
 from lunar_distill_jax.types import Prediction
 from lunar_distill_jax.weights import read_weights, write_weights
 
@@ -163,13 +164,20 @@ def _forward(
     config: StereoConfig,
     compute: Compute,
     features: bool,
+    turns: int,
     fixed1: bool | None,
     fixed2: bool | None,
 ):
     """The compiled network; `fixed` says that all or none of a view's samples are portrait."""
+    net = StereoNet(config, compute)
 
     def run(variables, image1, image2, portrait1, portrait2):
-        views: Any = StereoNet(config, compute).apply(
+        if turns == TURNS:
+            *views, _ = predict_turned(
+                lambda *images: net.apply(variables, *images), image1, image2
+            )
+            return tuple(views)
+        views: Any = net.apply(
             variables,
             image1,
             image2,
@@ -190,6 +198,7 @@ def predict(
     true_shape2=None,
     features: bool = False,
     compute: Compute = Compute(),
+    turns: int = 1,
 ) -> tuple[Prediction, Prediction]:
     """Both views' points, confidences and descriptors; may be traced by `jax.jit`.
 
@@ -200,6 +209,8 @@ def predict(
         pictures as if they stood upright; students with other encoders do not, and say so.
     features: also return encoder tokens, decoder layers and raw channels
     compute:  number type, and formulation of the attention
+    turns:    4 tries view 2 at its four quarter turns and keeps the one that matches best, turned
+        back: for networks that were not trained on rolled views; four times the work
     -> two `Prediction`s in the camera frame of view 1
 
     Raises:
@@ -214,8 +225,17 @@ def predict(
         )
     portrait1 = _portrait(stereo.config, "image1", image1, true_shape1)
     portrait2 = _portrait(stereo.config, "image2", image2, true_shape2)
+    if turns not in (1, TURNS):
+        raise InputError(
+            f"turns is {turns}: give 1, or {TURNS} to try view 2 at its quarter turns."
+        )
+    if turns == TURNS and (features or true_shape1 is not None or true_shape2 is not None):
+        raise InputError(
+            f"turns is {TURNS}, which goes with neither features nor true_shapes: give upright "
+            "arrays and leave them out, or set turns to 1."
+        )
     fixed = (p if isinstance(p, bool) else None for p in (portrait1, portrait2))
-    return _forward(stereo.config, compute, features, *fixed)(
+    return _forward(stereo.config, compute, features, turns, *fixed)(
         stereo.variables, image1, image2, portrait1, portrait2
     )
 

@@ -39,7 +39,7 @@ def bench_loop() -> None:
     pairs = [source[i] for i in range(len(source))]
     plan = check_settings(config, has_teacher=False)
     compiled = Student(student.config, plan.optim, plan.on)
-    step = make_train_step({"": compiled}, ground_truth(plan.on), plan.settings)
+    step = make_train_step({"": compiled}, ground_truth(plan.on, plan.settings), plan.settings)
     batch = next(feed.batches(config, pairs, matches=0, start=0))
     run = plan.runs[0]
     state = init_state({"": (compiled, [Trial(student.params, run.weights, run.lr)])}, None)

@@ -32,7 +32,7 @@ ASSETS = pathlib.Path(__file__).parents[1] / "lunar_distill_jax" / "assets"
 FIRST_SEED = 1_000_000  # terrain below data.synthetic.TRAINING_SEEDS is never trained on
 SHARD = 150  # geometries a file
 RENDERED = 128  # pixels; resized for training, so that other sizes can be tried on the same files
-SIZE = 96
+SIZE = 128
 
 
 def get_config(phase: int, steps: int) -> mlc.ConfigDict:

@@ -6,6 +6,7 @@ import argparse
 import pathlib
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping
 
 EXAMPLE = """\
@@ -17,7 +18,10 @@ examples:
 writes metrics.json, pairs.csv, report.html, a page for each model in models/, and pictures/;
 docs/evaluation.md explains the numbers
 """
-PRINTED = ("point_error_pct", "relief_corr", "slope_mae_deg", "rra_deg", "rta_deg")
+PRINTED = (
+    *("point_error_pct", "relief_corr_detrended", "rra_deg", "rta_deg", "pose_auc10"),
+    *("match_within_2px", "match_within_4px", "pose_points_auc10", "failed_pct"),
+)
 PRINTED_PAPER = ("mae_3d", "chamfer", "depth_ssim", "slope_mae", "rra", "rta")
 
 
@@ -98,7 +102,10 @@ def run(args: argparse.Namespace) -> None:
         for name, model in models.items():
             programs[name] = efficiency.program(model, side, side)
             progress.update(1)
-    predictors = contenders.predictors(programs, beside, data.stored)
+    means = None
+    if set(beside) & set(contenders.KNOW_NOTHING):
+        means = contenders.rendered_means(args.data, side)
+    predictors = contenders.predictors(programs, beside, data.stored, means)
     with Progress(len(data), "evaluate") as progress:
         result = evaluation.evaluate(
             predictors,
@@ -171,14 +178,18 @@ def _text(args: argparse.Namespace, models: Mapping, side: int, result):
 
 
 def _print(result, keys) -> None:
-    """One line a model: the protocol's few main numbers."""
+    """A table: the protocol's few main numbers of each model, over all pairs and by trajectory."""
     metrics = result.protocol.metrics
-    width = max(map(len, result.summary)) + 3
+    heads = [f"{metrics[k].name} {metrics[k].unit.split(' ')[0]}".split() for k in keys]
+    columns = [textwrap.wrap(" ".join(words), 11) for words in heads]
+    lines = max(map(len, columns))
+    width = max(map(len, result.summary)) + 2
+    for line in range(lines):
+        words = [(c[line] if line < len(c) else "") for c in columns]
+        print(" " * (width + 10) + "".join(f"{word:>12s}" for word in words))
     for model, values in result.summary.items():
-        words = [
-            f"{metrics[k].name} {format(values[k], metrics[k].form)}"
-            f"{' ' if metrics[k].unit[:1].isalpha() else ''}{metrics[k].unit.split(' ')[0]}"
-            for k in keys
-            if values[k] == values[k]  # not where it does not apply
-        ]
-        print(f"{model:{width}s}{'   '.join(words)}")
+        parts = {"all": values, **values["trajectory"]}
+        for part, own in parts.items() if len(parts) > 2 else [("all", values)]:
+            # A number that does not apply is not one.
+            words = [format(own[k], metrics[k].form) if own[k] == own[k] else "-" for k in keys]
+            print(f"{model:{width}s}{part:10s}" + "".join(f"{word:>12s}" for word in words))

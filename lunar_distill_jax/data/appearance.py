@@ -94,3 +94,17 @@ def lunar(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if chances[2] < CONTRAST_PROBABILITY:
         image = contrast(image, factor)
     return image
+
+
+def sensor(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """A blur of up to `strength` of a 3 x 3 binomial (round the rim), gamma of e^(+-strength / 2), and noise of up to
+    0.04 `strength` of the range. They are meant for grey images."""
+    blur, gamma, noise = rng.uniform(0, strength), rng.uniform(-0.5, 0.5) * strength, rng.uniform()
+    grey = image[..., 0].astype(np.float32) / 255
+    for axis in (0, 1):
+        before = np.roll(grey, 1, axis)
+        after = np.roll(grey, -1, axis)
+        grey = grey + np.float32(0.25 * blur) * (before + after - 2 * grey)
+    grey = np.clip(grey, 0, 1) ** np.float32(np.exp(gamma))
+    grey = grey + rng.standard_normal(grey.shape, np.float32) * np.float32(0.04 * strength * noise)
+    return np.repeat(np.rint(255 * np.clip(grey, 0, 1)).astype(np.uint8)[..., None], 3, -1)

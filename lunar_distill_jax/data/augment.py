@@ -61,6 +61,18 @@ def rotate_view(pair: StereoPair, view: int, quarters: int) -> StereoPair:
     return rotate_views(pair, (quarters, 0) if view == 0 else (0, quarters))
 
 
+def roll_deg(pair: StereoPair) -> float:
+    """By how much the picture of view 2 is turned against that of view 1, about the optical axis:
+    degrees in (-180, 180]."""
+    R = pair.T_world_cam[0, :3, :3].T @ pair.T_world_cam[1, :3, :3]
+    return math.degrees(math.atan2(R[1, 0] - R[0, 1], R[0, 0] + R[1, 1]))
+
+
+def least_roll(pair: StereoPair) -> int:
+    """Quarter turns of view 2 (`rotate_views`) after which it is rolled by at most 45 degrees."""
+    return -round(roll_deg(pair) / 90) % 4
+
+
 def mirror(pair: StereoPair) -> StereoPair:
     """Left and right trade places in both pictures; the world is mirrored in its x with them."""
     K = pair.K.copy()

@@ -19,7 +19,7 @@ from lunar_distill_jax.data import appearance, augment, batches, crops
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.types import StereoPair
 
-CHOICES = {"crop": ("homography", "centre"), "turn": ("none", "quarters", "trajectory")}
+CHOICES = {"crop": ("homography", "centre"), "turn": ("none", "quarters", "trajectory", "upright")}
 SIZE_STREAM, SAMPLE_STREAM = 13, 17
 ENDLESS = 2**48  # steps; grain wants a length
 
@@ -36,9 +36,11 @@ class Settings:
     swap:         probability that the views trade places
     crop:         "homography": MASt3R's `aug_crop`; "centre": the middle
     turn:         "none"; "quarters": each view by 0 to 3 quarters, both the same parity unless
-                  square; "trajectory": swap, mirror and turn as `augment.turn_and_swap` allows
+                  square; "trajectory": swap, mirror and turn as `augment.turn_and_swap` allows;
+                  "upright": that, and then view 2 by the quarters that leave the least roll
     lunar:        StereoLunar's bilateral filter, dimming and contrast
     jitter:       strength of brightness, contrast and saturation; hue is a fifth of it. 0: none
+    sensor:       strength of blur, noise and a change of gamma, each view's own. 0: none
     matches:      rows of `correspondences.draw`; 0: none
     negatives:    share of them without a partner
     labels:       False: images only, for distillation without ground truth
@@ -54,6 +56,7 @@ class Settings:
     turn: str = "none"
     lunar: bool = False
     jitter: float = 0.5
+    sensor: float = 0.0
     matches: int = 8192
     negatives: float = 0.5
     labels: bool = True
@@ -69,6 +72,7 @@ class Settings:
             "monocular": (0, 1),
             "swap": (0, 1),
             "jitter": (0, 1),
+            "sensor": (0, 1),
             "matches": (0, None),
             "negatives": (0, 1),
         }
@@ -81,9 +85,9 @@ class Settings:
             raise InputError(
                 f"pipeline.sizes is {self.sizes}: give (height, width) pairs of 16 or more."
             )
-        if self.turn == "trajectory" and any(h != w for h, w in self.sizes):
+        if self.turn in ("trajectory", "upright") and any(h != w for h, w in self.sizes):
             raise InputError(
-                f"pipeline.turn is 'trajectory' but pipeline.sizes has {self.sizes}: give squares."
+                f"pipeline.turn is {self.turn!r} but pipeline.sizes has {self.sizes}: give squares."
             )
 
 
@@ -116,8 +120,10 @@ def augmented_pair(
         pair = crops.centre_crop(pair, cut)
     if turned:
         pair = augment.rotate_views(pair, (int(quarters[0]), int(quarters[1])))
-    if settings.turn == "trajectory":
+    if settings.turn in ("trajectory", "upright"):
         pair = augment.turn_and_swap(pair, rng)
+    if settings.turn == "upright":
+        pair = augment.rotate_view(pair, 1, augment.least_roll(pair))
     images = list(pair.image)
     if settings.lunar:
         images = [appearance.lunar(image, rng) for image in images]
@@ -127,6 +133,8 @@ def augmented_pair(
             appearance.color_jitter(image, rng, strength=strength, hue=strength / 5)
             for image in images
         ]
+    if settings.sensor:
+        images = [appearance.sensor(image, rng, settings.sensor) for image in images]
     return dataclasses.replace(pair, image=np.stack(images))
 
 

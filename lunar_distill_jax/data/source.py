@@ -140,7 +140,8 @@ def pair_sequence(
 
     source: a folder, or "synthetic" or "synthetic:PRESET" for `geometries` rendered scenes from
             seed `seed` on, each under one of StereoLunar's suns; a folder is read whole
-    lighting: of a folder's pairs, as for `open_folder`
+    lighting: as for `open_folder`; of rendered scenes, each under one sun, or "cross", each view
+              under its own
 
     Raises:
       InputError: `size` is not a multiple of 16, a number is out of range, or the folder cannot be
@@ -153,7 +154,10 @@ def pair_sequence(
             raise InputError(f"The number of geometries is {geometries}: give 1 or more.")
         if seed < 0:
             raise InputError(f"The seed of the synthetic scenes is {seed}: give 0 or more.")
-        return SyntheticPairs(seed, geometries, size, moon=moon)
+        splits.check_lighting(lighting)
+        if lighting == "all":
+            raise InputError("Rendered scenes have the lighting 'same' or 'cross': choose one.")
+        return SyntheticPairs(seed, geometries, size, moon=moon, crossed=lighting == "cross")
     pairs = open_folder(source, size=size, lighting=lighting)
     if isinstance(pairs, PairFiles):
         pairs.check_sizes()  # now, not after minutes of compilation

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from lunar_distill_jax.moon import FIRST, Moon, make_lightings
+from lunar_distill_jax.moon.suns import SUNS
 from lunar_distill_jax.types import StereoPair
 
 TRAJECTORIES = ("nadir", "oblique", "dynamic")
@@ -30,6 +34,14 @@ def synthetic_pairs(
     return iter(pairs)
 
 
+def cross(one: StereoPair, two: StereoPair) -> StereoPair:
+    """View 1 of `one` with view 2 of `two`, the same geometry under another sun."""
+    sun = two.name.rpartition("-")[2]
+    return dataclasses.replace(
+        one, name=f"{one.name}-{sun}", image=np.stack([one.image[0], two.image[1]])
+    )
+
+
 class SyntheticPairs(Sequence[StereoPair]):
     """The same pairs by number, each rendered when it is asked for: a data set without files.
 
@@ -46,10 +58,13 @@ class SyntheticPairs(Sequence[StereoPair]):
         trajectories: Sequence[str] = TRAJECTORIES,
         suns: Sequence = (None,),
         moon: Moon = FIRST,
+        crossed: bool = False,
     ):
-        self._moon = moon
+        """crossed: one pair a geometry, each view under another of StereoLunar's three suns"""
+        self._moon, self._crossed = moon, crossed
         self._seed, self._geometries, self._size = seed, geometries, size
-        self._trajectories, self._suns = tuple(trajectories), tuple(suns)
+        self._trajectories = tuple(trajectories)
+        self._suns = (None,) if crossed else tuple(suns)
         self._last: tuple[int, list[StereoPair]] | None = None
 
     def __len__(self) -> int:
@@ -63,6 +78,11 @@ class SyntheticPairs(Sequence[StereoPair]):
         if last is None or last[0] != geometry:
             trajectory = self._trajectories[geometry % len(self._trajectories)]
             seed = self._seed + geometry
-            pairs = make_lightings(seed, trajectory, self._size, self._suns, moon=self._moon)
+            suns = self._suns
+            if self._crossed:
+                suns = (geometry % len(SUNS), (geometry + 1) % len(SUNS))
+            pairs = make_lightings(seed, trajectory, self._size, suns, moon=self._moon)
+            if self._crossed:
+                pairs = [cross(*pairs)]
             self._last = last = geometry, pairs
         return last[1][sun]

@@ -5,13 +5,19 @@ All are predictors as `run.evaluate` wants them: a list of pairs in, their point
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from lunar_distill_jax import geometry
 from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.evaluation.network import match, pose_of_matches
+from lunar_distill_jax.twoview import matching
 from lunar_distill_jax.types import PointMaps, StereoPair
+
+RANDOM_CHANNELS = 16
 
 
 def plane_baseline(pairs: Sequence[StereoPair]) -> list[PointMaps]:
@@ -39,38 +45,121 @@ def _stored(pair: StereoPair) -> np.ndarray:
     return np.where(pair.valid[..., None], geometry.pointmaps_cam1(pair), planes)
 
 
-def mean_baseline(
-    training: Iterable[StereoPair],
-) -> Callable[[Sequence[StereoPair]], list[PointMaps]]:
-    """Predictor: the mean point map of the training pairs of the asked pair's trajectory type.
+@dataclasses.dataclass(frozen=True)
+class Means:
+    """What the training pairs of each trajectory have in common, and all of them (key None).
 
-    Each point map is first divided by its mean distance from camera 1 over the valid pixels of both
-    views (`avg_dis`); the mean of a pixel is over the pairs in which it is valid. A trajectory that
-    the training pairs do not have gets the mean over all of them.
-
-    Raises:
-      InputError: no training pairs, or pairs of different sizes, here or when it is asked.
+    points: {trajectory: float64 [2, H, W, 3]} mean point map in camera 1; each is first divided by
+            its mean distance from camera 1 over the valid pixels of both views (`avg_dis`), and the
+            mean of a pixel is over the pairs in which it is valid
+    pose:   {trajectory: T_cam2_cam1 [4, 4]} of the rotation nearest to the mean matrix, and the
+            mean translation in that unit
     """
+
+    points: Mapping[str | None, np.ndarray]
+    pose: Mapping[str | None, np.ndarray]
+
+    def key(self, pair: StereoPair) -> str | None:
+        """Raises InputError if the pair is of another size than the means."""
+        _same_shape(pair, self.points[None].shape[:3])
+        return pair.trajectory if pair.trajectory in self.points else None
+
+
+def trajectory_means(training: Iterable[StereoPair]) -> Means:
+    """Raises InputError: no training pairs, or pairs of different sizes."""
     sums: dict[str | None, np.ndarray] = {}
     counts: dict[str | None, np.ndarray] = {}
+    poses: dict[str | None, list[np.ndarray]] = {}
     shape = None
     for pair in training:
         shape = _same_shape(pair, shape or pair.valid.shape)
         points = geometry.pointmaps_cam1(pair)
-        points /= np.linalg.norm(points[pair.valid], axis=-1).mean()
-        for key in (pair.trajectory, None):  # None: all trajectories
-            sums[key] = sums.get(key, 0.0) + np.where(pair.valid[..., None], points, 0.0)
+        unit = np.linalg.norm(points[pair.valid], axis=-1).mean()
+        T = geometry.inverse(geometry.relative_pose(pair.T_world_cam))
+        T[:3, 3] /= unit
+        for key in (pair.trajectory, None):
+            sums[key] = sums.get(key, 0.0) + np.where(pair.valid[..., None], points / unit, 0.0)
             counts[key] = counts.get(key, 0) + pair.valid
+            poses.setdefault(key, []).append(T)
     if shape is None:
         raise InputError("The mean baseline got 0 training pairs, expected at least 1: give some.")
     means = {key: np.stack([*map(_mean_map, sums[key], counts[key])]) for key in sums}
+    return Means(means, {key: _mean_pose(np.stack(each)) for key, each in poses.items()})
+
+
+def _mean_pose(poses: np.ndarray) -> np.ndarray:
+    T = poses.mean(0)
+    U, _, Vt = np.linalg.svd(T[:3, :3])
+    T[:3, :3] = (U * [1.0, 1.0, np.linalg.det(U) * np.linalg.det(Vt)]) @ Vt
+    return T
+
+
+def mean_baseline(means: Means) -> Callable[[Sequence[StereoPair]], list[PointMaps]]:
+    """Predictor: the mean point map and pose of the asked pair's trajectory, and the matches that
+    these two say; of a trajectory that has no mean, those of all."""
 
     def predict(pairs: Sequence[StereoPair]) -> list[PointMaps]:
+        out = []
         for pair in pairs:
-            _same_shape(pair, shape)
-        return [_without_opinion(means.get(pair.trajectory, means[None])) for pair in pairs]
+            key = means.key(pair)
+            points, T = means.points[key], means.pose[key]
+            pixels = _some_pixels(pair)
+            seen = geometry.transform(T, points[0, pixels[:, 1], pixels[:, 0]])
+            there = geometry.project(pair.K[1], seen)
+            inside = ((there >= 0) & (there < pair.valid.shape[:0:-1])).all(1) & (seen[:, 2] > 0)
+            matches = np.concatenate([pixels, there], 1)[inside]
+            out.append(
+                dataclasses.replace(_without_opinion(points), matches=matches, T_cam2_cam1=T)
+            )
+        return out
 
     return predict
+
+
+def identity_baseline(means: Means) -> Callable[[Sequence[StereoPair]], list[PointMaps]]:
+    """Predictor: the mean point map of all trajectories, and no motion: every pixel matches the
+    same one, nothing is turned. The direction of the translation, of which there is none, is x."""
+    T = np.eye(4)
+    T[0, 3] = 1.0
+
+    def predict(pairs: Sequence[StereoPair]) -> list[PointMaps]:
+        out = []
+        for pair in pairs:
+            means.key(pair)
+            pixels = _some_pixels(pair)
+            matches = np.concatenate([pixels, pixels], 1).astype(np.float64)
+            same = _without_opinion(means.points[None])
+            out.append(dataclasses.replace(same, matches=matches, T_cam2_cam1=T))
+        return out
+
+    return predict
+
+
+def random_baseline(means: Means) -> Callable[[Sequence[StereoPair]], list[PointMaps]]:
+    """Predictor: the mean point map of the trajectory, and what matching and pose estimation make of
+    descriptors that are noise."""
+
+    def predict(pairs: Sequence[StereoPair]) -> list[PointMaps]:
+        out = []
+        for pair in pairs:
+            points = means.points[means.key(pair)]
+            rng = np.random.default_rng(zlib.crc32(pair.name.encode()))
+            desc = rng.standard_normal((*pair.valid.shape, RANDOM_CHANNELS), np.float32)
+            desc /= np.linalg.norm(desc, axis=-1, keepdims=True)
+            matches = match(list(desc), [np.ones(v.shape) for v in pair.valid])
+            T = pose_of_matches(matches, points[0], pair)
+            found = _without_opinion(points)
+            out.append(dataclasses.replace(found, matches=matches, T_cam2_cam1=T))
+        return out
+
+    return predict
+
+
+def _some_pixels(pair: StereoPair) -> np.ndarray:
+    """A grid of pixels (x, y) of view 1 whose depth is known: int [N, 2]."""
+    height, width = pair.valid.shape[1:]
+    pixels = matching.grid_pixels(height, width, max(1, round((height * width / 2000) ** 0.5)))
+    return pixels[pair.valid[0, pixels[:, 1], pixels[:, 0]]]
 
 
 def _mean_map(total: np.ndarray, count: np.ndarray) -> np.ndarray:

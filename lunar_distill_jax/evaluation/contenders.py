@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from lunar_distill_jax import api
+from lunar_distill_jax.data.source import synthetic_moon
+from lunar_distill_jax.data.synthetic import TRAINING_SEEDS, synthetic_pairs
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.evaluation import baselines, classical, colmap, efficiency, rectified
 from lunar_distill_jax.evaluation.network import SIDE, predictor
 from lunar_distill_jax.evaluation.run import Predictor
 from lunar_distill_jax.models.zoo import ARCHITECTURES
+from lunar_distill_jax.moon.options import STEREOLUNAR
 from lunar_distill_jax.twoview import essential
 
-BASELINES = ("plane", "sift", "sgm", "colmap")
+BASELINES = ("mean", "identity", "random", "plane", "sift", "sgm", "colmap")
+KNOW_NOTHING = {
+    "mean": baselines.mean_baseline,
+    "identity": baselines.identity_baseline,
+    "random": baselines.random_baseline,
+}
+MEAN_OF = 90  # rendered geometries
 UNTRAINED = "(untrained)"  # in the name of an architecture that was given no weights
 
 
@@ -57,6 +67,7 @@ def predictors(
     programs: Mapping[str, efficiency.Program],
     beside: Sequence[str],
     stored: classical.Native,
+    means: baselines.Means | None = None,
     *,
     floor: bool = True,
 ) -> dict[str, Predictor]:
@@ -64,6 +75,7 @@ def predictors(
 
     programs: the networks, compiled for the evaluated frames
     stored: an evaluated pair -> the same pair as it is stored
+    means: for the baselines that know nothing else; without it they are left out
 
     Raises:
       InputError: a baseline that there is not, or whose library is absent.
@@ -73,7 +85,11 @@ def predictors(
         for name, program in programs.items()
     }
     for name in beside:
-        out[f"baseline_{name}"] = _baseline(name, stored)
+        if name in KNOW_NOTHING:
+            if means is not None:
+                out[f"baseline_{name}"] = KNOW_NOTHING[name](means)
+        else:
+            out[f"baseline_{name}"] = _baseline(name, stored)
     if floor:
         out["noise_floor"] = baselines.noise_floor
     return out
@@ -81,15 +97,29 @@ def predictors(
 
 def available() -> tuple[str, ...]:
     """The baselines whose libraries are installed."""
-    there = {"plane": True, "sift": essential.has_opencv(), "sgm": essential.has_opencv()}
+    there = {
+        "mean": True,
+        "identity": True,
+        "random": True,
+        "plane": True,
+        "sift": essential.has_opencv(),
+        "sgm": essential.has_opencv(),
+    }
     there["colmap"] = colmap.has_colmap()
     return tuple(name for name in BASELINES if there[name])
+
+
+def rendered_means(source: str | os.PathLike, side: int) -> baselines.Means:
+    """Of rendered training terrain of the same kind of Moon; of StereoLunar's for a folder."""
+    moon = synthetic_moon(source) or STEREOLUNAR
+    return baselines.trajectory_means(synthetic_pairs(TRAINING_SEEDS, MEAN_OF, side, moon=moon))
 
 
 def check(beside: Sequence[str]) -> None:
     """Raises InputError for a baseline that there is not, or whose library is absent."""
     for name in beside:
-        _baseline(name, lambda pair: pair)
+        if name not in KNOW_NOTHING:
+            _baseline(name, lambda pair: pair)
 
 
 def _baseline(name: str, stored: Callable) -> Predictor:

@@ -57,7 +57,7 @@ def predictor(
                 ]
             for i, pair in enumerate(chunk):
                 own = found[i]
-                pose = None if own is None else pose_of_matches(own, pair)
+                pose = None if own is None else pose_of_matches(own, points[i, 0], pair)
                 maps.append(PointMaps(points[i], conf[i], found[i], pose))
         return maps
 
@@ -79,11 +79,16 @@ def match(desc: Sequence[np.ndarray], conf: Sequence[np.ndarray]) -> np.ndarray:
     return found[np.argsort(-trust[inside], kind="stable")[:MOST_MATCHES]].astype(np.float64)
 
 
-def pose_of_matches(matches: np.ndarray, pair: StereoPair) -> np.ndarray | None:
-    """T_cam2_cam1 for `PointMaps`: NaN where none was found, None without OpenCV to look for it."""
+def pose_of_matches(matches: np.ndarray, points: np.ndarray, pair: StereoPair) -> np.ndarray | None:
+    """T_cam2_cam1 for `PointMaps`: NaN where none was found, None without OpenCV to look for it.
+
+    From where view 2 sees the network's own points of view 1 [H, W, 3]; the matches alone would
+    leave it open (`twoview.essential`). matches: [N, 4] whole pixels (x1, y1, x2, y2)
+    """
     if not essential.has_opencv():
         return None
-    found = essential.relative_pose(matches[:, :2], matches[:, 2:], pair.K)
+    x, y = matches[:, :2].astype(int).T
+    found = essential.pose_in_points(points[y, x], matches[:, 2:], pair.K[1])
     return np.full((4, 4), np.nan) if found is None else found[0]
 
 

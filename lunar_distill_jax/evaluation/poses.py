@@ -15,6 +15,7 @@ from lunar_distill_jax.twoview import essential, pnp
 from lunar_distill_jax.types import PointMaps, StereoPair
 
 AUC_DEG = (5, 10, 20)
+WITHIN_PX = (2, 4)
 MOST_POINTS = 4096  # of view 2, for its pose in the point map
 CUBE = 6  # points along an edge of the cube of VCRE
 
@@ -31,6 +32,17 @@ METRICS = {
         "matching",
         "matches of ground that view 2 does not see count as wrong",
     ),
+    **{
+        f"match_within_{px}px": Metric(
+            f"Matches within {px} px",
+            "% of matches",
+            +1,
+            ".1f",
+            "matching",
+            "in the evaluated frame",
+        )
+        for px in WITHIN_PX
+    },
     "epipolar_error_px": Metric(
         "Epipolar error, median", "px", -1, ".2f", "matching", "distance to the true line", "median"
     ),
@@ -169,7 +181,8 @@ def match_metrics(matches: np.ndarray, pair: StereoPair) -> dict[str, float]:
     matches = np.asarray(matches, np.float64)
     if not len(matches):
         worst = {"match_error_px": np.inf, "epipolar_error_px": np.inf}
-        return {"match_count": 0.0, "match_within_1pct": 0.0, **worst}
+        shares = {f"match_within_{px}px": 0.0 for px in WITHIN_PX}
+        return {"match_count": 0.0, "match_within_1pct": 0.0, **shares, **worst}
     uv, seen = flow.carry(pair, matches[:, :2])
     error = np.linalg.norm(matches[:, 2:] - uv, axis=1)
     limit = 0.01 * pair.valid.shape[2]
@@ -177,6 +190,7 @@ def match_metrics(matches: np.ndarray, pair: StereoPair) -> dict[str, float]:
         "match_count": float(len(matches)),
         "match_error_px": float(np.median(error[seen])) if seen.any() else np.inf,
         "match_within_1pct": 100 * float((seen & (error < limit)).mean()),
+        **{f"match_within_{px}px": 100 * float((seen & (error < px)).mean()) for px in WITHIN_PX},
         "epipolar_error_px": float(np.median(epipolar_distance(matches, pair))),
     }
 

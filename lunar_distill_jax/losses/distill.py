@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lunar_distill_jax.losses import features, matching, points, relief
+from lunar_distill_jax.losses import correspondence, features, matching, points, relief
 from lunar_distill_jax.losses.reduce import Mean
-from lunar_distill_jax.losses.settings import LossSettings
+from lunar_distill_jax.losses.settings import OF_THE_FLOW, LossSettings
 from lunar_distill_jax.losses.targets import Targets
 from lunar_distill_jax.types import Prediction
 
@@ -28,7 +28,8 @@ def loss_terms(
     """{term: its means} of the terms in `on`; the others cost nothing.
 
     extras: the losses' own parameters: "projector" {"kernel": [D_s, D_t]} where "features" is on
-            and the widths differ, "bases" {"0", "1", ...: [D_t, D_s]} where "hooks" is on
+            and the widths differ, "bases" {"0", "1", ...: [D_t, D_s]} where "hooks" is on,
+            "correspondence" those of `correspondence.parameters`
     hooks:  which of the student's decoder layers meet the teacher's
     key:    random key of the step, for the losses that look at a part of the tokens or entries
     """
@@ -109,6 +110,9 @@ def loss_terms(
             temperature=s.descriptor_temperature,
             block=s.matching.block,
         )
+    if flow_terms := [t for t in OF_THE_FLOW if t in on]:
+        heads = extras.get("correspondence", {})
+        terms |= correspondence.terms(predictions, heads, targets.flow, flow_terms)
     return terms
 
 

@@ -20,7 +20,7 @@ from lunar_distill_jax.losses.reduce import Mean
 CHOICES = {
     "mode": ("proper", "dual", "all"),
     "confidence": ("none", "mean", "product"),
-    "source": ("truth", "teacher"),
+    "source": ("truth", "flow", "teacher"),
 }
 
 
@@ -34,7 +34,9 @@ class MatchingSettings:
     alpha:      reward of log-confidence
     negatives:  with a confidence: entries without a partner learn theirs against this quantile of
                 the losses; 0: they do not
-    source:     partners are the true ones, or those the teacher's descriptors choose each other
+    source:     partners are the true ones, to half a pixel both ways ("truth", drawn with the
+                batch); the pixels nearest to where the true flow leads ("flow", drawn in the step,
+                which costs nothing); or those the teacher's descriptors choose each other
     """
 
     mode: str = "proper"

@@ -15,7 +15,10 @@ TERMS = (
     *("points", "confidence", "gradient", "relief", "sobel"),
     *("features", "hooks", "relational"),
     *("matching", "descriptors"),
+    *("tokens", "attention", "covisibility"),
 )
+# Terms that ask where the other view shows a token's ground, as the true geometry has it.
+OF_THE_FLOW = ("tokens", "attention", "covisibility")
 # Terms that imitate what only a teacher has.
 OF_A_TEACHER = ("confidence", "features", "hooks", "relational", "descriptors")
 

@@ -9,10 +9,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lunar_distill_jax.losses.matching import gather_pixels
+from lunar_distill_jax.losses.correspondence import true_flow
+from lunar_distill_jax.losses.matching import gather_pixels, pixels_of
 from lunar_distill_jax.losses.points import surest
 from lunar_distill_jax.losses.reciprocal import reciprocal_matches
-from lunar_distill_jax.losses.settings import LossSettings
+from lunar_distill_jax.losses.settings import OF_THE_FLOW, LossSettings
 from lunar_distill_jax.types import Prediction
 
 
@@ -30,6 +31,7 @@ class Targets:
     pixels:    int32 [B, M, 2] (x, y); entry i of one view belongs to entry i of the other where
     matched:   bool [B, M] (one array, no pair)
     desc:      [B, M, K] the teacher's descriptors at `pixels`
+    flow:      `correspondence.Flow` of each view, by the true geometry
     """
 
     points: Any
@@ -42,6 +44,7 @@ class Targets:
     pixels: Any = None
     matched: Any = None
     desc: Any = None
+    flow: Any = None
 
 
 def pair(batch: Mapping[str, Any], key: str):
@@ -61,8 +64,8 @@ def symmetrised(batch: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in batch.items():
         view = key[-1]
         if key == "T_cam2_cam1":
-            continue
-        if view not in "12":
+            out[key] = turns(value, _inverse(value))
+        elif view not in "12":
             out[key] = turns(value, value)
         else:
             out[key] = turns(value, batch[key[:-1] + {"1": "2", "2": "1"}[view]])
@@ -75,14 +78,15 @@ def symmetrised(batch: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def truth_targets(batch: Mapping[str, Any], on: Collection[str]) -> Targets:
+def truth_targets(
+    batch: Mapping[str, Any], on: Collection[str], settings: LossSettings, *, matches: int, key
+) -> Targets:
     """The control experiment, and how a first teacher is trained."""
-    return Targets(
-        points=pair(batch, "points"),
-        valid=pair(batch, "valid"),
-        **_from_data(batch),
-        **(_true_matches(batch) if "matching" in on else {}),
-    )
+    by_flow = settings.matching.source == "flow" and "matching" in on
+    fields = _from_data(batch, on, by_flow)
+    if "matching" in on:
+        fields |= _flow_matches(fields["flow"], key, matches) if by_flow else _true_matches(batch)
+    return Targets(points=pair(batch, "points"), valid=pair(batch, "valid"), **fields)
 
 
 def teacher_targets(
@@ -105,7 +109,8 @@ def teacher_targets(
         surest(c, v, quantile=settings.least_sure, threshold=settings.least_confidence)
         for c, v in zip(conf, pair(batch, "valid"), strict=True)
     )
-    fields = _from_data(batch)
+    by_flow = settings.matching.source == "flow" and {"matching", "descriptors"} & set(on)
+    fields = _from_data(batch, on, bool(by_flow))
     if "confidence" in on or settings.points.weighting == "teacher":
         fields["conf"] = conf
     if {"features", "relational"} & set(on):
@@ -119,6 +124,8 @@ def teacher_targets(
         if settings.matching.source == "teacher":
             *pixels, matched = reciprocal_matches(desc[0], desc[1], key, matches)
             fields |= {"pixels": tuple(pixels), "matched": matched}
+        elif by_flow:
+            fields |= _flow_matches(fields["flow"], key, matches)
         else:
             fields |= _true_matches(batch)
         if "descriptors" in on:
@@ -129,10 +136,30 @@ def teacher_targets(
     return jax.lax.stop_gradient(targets)
 
 
-def _from_data(batch) -> dict[str, Any]:
+def _inverse(T):
+    """Of rigid motions [B, 4, 4]."""
+    R = T[:, :3, :3].swapaxes(1, 2)
+    t = -jnp.einsum("bij,bj->bi", R, T[:, :3, 3], precision="highest")
+    return T.at[:, :3, :3].set(R).at[:, :3, 3].set(t)
+
+
+def _from_data(batch, on: Collection[str], by_flow: bool) -> dict[str, Any]:
     fields = {"is_metric": batch["is_metric"]} if "is_metric" in batch else {}
+    if by_flow or set(OF_THE_FLOW) & set(on):
+        fields["flow"] = true_flow(batch)
     return fields | ({"sky": pair(batch, "sky")} if "sky1" in batch else {})
 
 
 def _true_matches(batch) -> dict[str, Any]:
     return {"pixels": pair(batch, "pixels"), "matched": batch["pixels_valid"]}
+
+
+def _flow_matches(flow, key, count: int) -> dict[str, Any]:
+    """`count` random pixels of view 1, and the nearest ones to where view 2 shows their ground."""
+    batch, height, width, _ = flow[0].pixels.shape
+    index = jax.random.randint(key, (batch, count), 0, height * width)
+    one = pixels_of(index, width)
+    there = jnp.rint(gather_pixels(flow[0].pixels, one))
+    seen = gather_pixels(flow[0].seen[..., None], one)[..., 0]
+    two = jnp.clip(there, 0, jnp.array([width - 1, height - 1])).astype(jnp.int32)
+    return {"pixels": (one, two), "matched": seen}

@@ -1,4 +1,4 @@
-"""A cheap dense head: concatenated token maps, convolved at 1/16 and 1/4 of the resolution."""
+"""A cheap dense head: concatenated token maps, convolved as they are and four times as fine."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ def depth_to_space(x, block: int):
 class CatConv(nn.Module):
     """Four token maps -> one output for each pixel, without a pyramid: pixels are channels.
 
-    tokens: four of [B, h * w, D_i], size: (h, w), stem: not read
-    -> [B, 16 h, 16 w, channels] in float32
+    tokens: four of [B, h * w, D_i], size: (h, w), stem: [] or the encoder's stem maps, of which the
+            one with 4 h x 4 w pixels is added where the map is as fine
+    -> [B, patch * h, patch * w, channels] in float32
 
     Where DPT spends most of its work on maps at 1/2 and 1/1, this one has its last convolution with
-    a neighbourhood at 1/4; what is finer comes from its channels (Shi et al. 2016).
+    a neighbourhood at 4 / patch; what is finer comes from its channels (Shi et al. 2016).
     """
 
     config: HeadConfig
     channels: int
+    patch: int = 16
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -42,7 +44,11 @@ class CatConv(nn.Module):
         x = conv1x1(c.width, dtype=self.dtype, name="project")(x)
         x = ResidualUnit(self.dtype, name="unit0")(x)
         x = depth_to_space(conv1x1(4 * c.width, dtype=self.dtype, name="expand")(x), 4)
+        fine = [m for m in stem if m.shape[1] == x.shape[1]]
+        for m in fine:
+            x = x + conv1x1(x.shape[-1], dtype=self.dtype, name="skip")(m)
         x = ResidualUnit(self.dtype, name="unit1")(x)  # [B, 4 h, 4 w, width / 4]
         x = nn.relu(Conv(c.last, (3, 3), padding=1, dtype=self.dtype, name="head1")(x))
-        x = conv1x1(16 * self.channels, name="head2")(x.astype(jnp.float32))
-        return depth_to_space(x, 4)
+        more = self.patch // 4
+        x = conv1x1(more * more * self.channels, name="head2")(x.astype(jnp.float32))
+        return depth_to_space(x, more)

@@ -20,7 +20,7 @@ class EncoderConfig:
     """A vision transformer over patches.
 
     width, depth, heads, mlp_ratio: of its blocks; head size is width / heads, a multiple of 4
-    patch:     pixels along the side of a patch
+    patch:     pixels along the side of a patch, 16 or 8
     stem:      () for one patch convolution (MASt3R); else the widths of a convolutional stem, one
                for each halving of the resolution, so 2 ** len(stem) == patch. The stem's maps also
                feed the dense head, which a small network trained from scratch needs to see shading
@@ -51,11 +51,8 @@ class EncoderConfig:
         sizes |= {f"encoder.stem[{i}]": width for i, width in enumerate(self.stem)}
         require_numbers(name, sizes, {"encoder.mlp_ratio": self.mlp_ratio})
         require_rotary(name, "encoder", self)
-        if self.patch != 16:
-            raise InputError(
-                f"{name}: encoder.patch is {self.patch}; the dense head doubles the token grid "
-                "four times, so it needs 16."
-            )
+        if self.patch not in (8, 16):
+            raise InputError(f"{name}: encoder.patch is {self.patch}: choose from 8, 16.")
         if self.stem and 2 ** len(self.stem) != self.patch:
             raise InputError(
                 f"{name}: encoder.stem {self.stem} has {len(self.stem)} widths; a patch of "
@@ -66,20 +63,27 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Two stacks of cross-attending blocks, one a view; sizes as in `EncoderConfig`."""
+    """Two stacks of cross-attending blocks, one a view; sizes as in `EncoderConfig`.
+
+    rotary_cross: rotary positions also turn the queries and keys of cross-attention, as MASt3R has
+                  it. Without, a match is found by what it looks like, wherever it lies, which a
+                  small network learns sooner.
+    """
 
     width: int = 768
     depth: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
+    rotary_cross: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
     """The dense point head and the local-feature head of one view.
 
-    kind:        "dpt", MASt3R's fusion pyramid (Ranftl et al. 2021); or "catconv", a cheap head
-                 that concatenates the hooked token maps, and convolves at 1/16 and 1/4 resolution
+    kind:        "dpt", MASt3R's fusion pyramid (Ranftl et al. 2021), for patches of 16; or
+                 "catconv", a cheap head that concatenates the hooked token maps, and convolves them
+                 as they are and four times as fine
     shared:      one head serves both views
     width:       channels of the fusion pyramid (DPT's feature_dim), or of the catconv's first map
     layers:      channels of the pyramid's four re-assembled token maps, fine to coarse
@@ -197,6 +201,11 @@ class StereoConfig:
             )
         if h.kind not in ("dpt", "catconv"):
             raise InputError(f"{self.name}: head.kind is {h.kind!r}; choose from dpt, catconv.")
+        if h.kind == "dpt" and self.encoder.patch != 16:
+            raise InputError(
+                f"{self.name}: encoder.patch is {self.encoder.patch}; the dpt head doubles the "
+                "token grid four times, so it needs 16: choose head.kind catconv."
+            )
         if h.kind == "catconv" and (h.width % 4 or h.late_double or h.last_norm):
             raise InputError(
                 f"{self.name}: a catconv head needs a head.width that 4 divides, without "

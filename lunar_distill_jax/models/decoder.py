@@ -33,8 +33,8 @@ class Decoder(nn.Module):
         x1, x2 = embed(tokens1), embed(tokens2)
         layers1, layers2 = [tokens1], [tokens2]
         for i in range(c.depth):
-            block1 = block(c.heads, c.mlp_ratio, self.compute, name=f"view1_block{i}")
-            block2 = block(c.heads, c.mlp_ratio, self.compute, name=f"view2_block{i}")
+            sizes = c.heads, c.mlp_ratio, self.compute, c.rotary_cross
+            block1, block2 = (block(*sizes, name=f"view{v}_block{i}") for v in (1, 2))
             # Both from the previous pair: neither view sees the other's new tokens.
             x1, x2 = block1(x1, x2, rope1, rope2), block2(x2, x1, rope2, rope1)
             layers1.append(x1)

@@ -11,6 +11,7 @@ import numpy as np
 
 from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.config import EncoderConfig
+from lunar_distill_jax.models.convolution import Conv
 from lunar_distill_jax.models.layers import Dense, EncoderBlock, LayerNorm, Rope
 from lunar_distill_jax.models.rope import grid_positions, rotary_table
 
@@ -75,10 +76,10 @@ class ConvStem(nn.Module):
     def __call__(self, image):
         x, maps = image.astype(self.dtype), []
         for i, width in enumerate(self.widths):
-            x = nn.Conv(width, (3, 3), (2, 2), padding=1, dtype=self.dtype, name=f"down{i}")(x)
+            x = Conv(width, (3, 3), (2, 2), padding=1, dtype=self.dtype, name=f"down{i}")(x)
             y = nn.gelu(nn.GroupNorm(8, dtype=self.dtype, name=f"norm{i}")(x))
             # The first level has most pixels and least to say: no second convolution there.
-            x = x + nn.Conv(width, (3, 3), dtype=self.dtype, name=f"conv{i}")(y) if i else y
+            x = x + Conv(width, (3, 3), padding=1, dtype=self.dtype, name=f"conv{i}")(y) if i else y
             maps.append(x)
         return maps
 

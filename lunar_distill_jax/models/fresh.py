@@ -51,6 +51,7 @@ def _shapes(config: StereoConfig) -> dict[str, dict[str, tuple[int, ...]]]:
             ).items()
         }
         for collection, values in tree.items()
+        if collection in ("params", "batch_stats")
     }
 
 

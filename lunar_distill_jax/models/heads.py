@@ -98,8 +98,10 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, layers, size: tuple[int, int], stem=()):
         c = self.config
-        kind = {"dpt": DensePrediction, "catconv": CatConv}[c.head.kind]
-        dense = kind(c.head, 4, self.dtype, name=c.head.kind)
+        if c.head.kind == "dpt":
+            dense: Any = DensePrediction(c.head, 4, self.dtype, name="dpt")
+        else:
+            dense = CatConv(c.head, 4, c.encoder.patch, self.dtype, name="catconv")
         channels = c.head.desc + c.head.two_confs
         local = LocalFeatures(
             c.head.desc_ratio, channels, c.encoder.patch, self.dtype, name="local_features"

@@ -118,7 +118,11 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """x: [B, N, D] asks, memory: [B, M, D] answers; each is rotated with its own positions."""
+    """x: [B, N, D] asks, memory: [B, M, D] answers; each is rotated with its own positions.
+
+    The collection "cross", where it is mutable, gets "queries" [B, heads, N, d] and "keys" as they
+    are compared.
+    """
 
     heads: int
     dtype: Any = jnp.float32
@@ -131,7 +135,10 @@ class CrossAttention(nn.Module):
         q = split_heads(dense(name="q")(x), self.heads)
         k = split_heads(dense(use_bias=self.key_bias, name="k")(memory), self.heads)
         v = split_heads(dense(name="v")(memory), self.heads)
-        x = merge_heads(attention(rope(q), memory_rope(k), v, self.attention))
+        q, k = rope(q), memory_rope(k)
+        self.sow("cross", "queries", q)
+        self.sow("cross", "keys", k)
+        x = merge_heads(attention(q, k, v, self.attention))
         return dense(name="proj")(x)
 
 
@@ -165,11 +172,15 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """x: [B, N, D] of this view looks at y: [B, M, D] of the other -> [B, N, D]"""
+    """x: [B, N, D] of this view looks at y: [B, M, D] of the other -> [B, N, D]
+
+    rotary_cross: see `DecoderConfig`
+    """
 
     heads: int
     mlp_ratio: float
     compute: Compute = Compute()
+    rotary_cross: bool = True
 
     @nn.compact
     def __call__(self, x, y, rope: Rope, other_rope: Rope):
@@ -179,5 +190,6 @@ class DecoderBlock(nn.Module):
         x = x + attend(norm(name="norm1")(x), rope)
         memory = norm(name="norm_y")(y)
         cross = CrossAttention(self.heads, dtype, attention=attention, name="cross_attn")
-        x = x + cross(norm(name="norm2")(x), memory, rope, other_rope)
+        turns = (rope, other_rope) if self.rotary_cross else (lambda heads: heads,) * 2
+        x = x + cross(norm(name="norm2")(x), memory, *turns)
         return x + Mlp(self.mlp_ratio, dtype, name="mlp")(norm(name="norm3")(x))

@@ -55,23 +55,13 @@ def _pixels(encoder: str) -> str:
     return "unit" if encoder == "vit-ti" else "imagenet"
 
 
-# The embedded teacher, trained from scratch on two CPU cores: hence stem, grid and plane.
+# The embedded teacher, trained from scratch on two CPU cores: hence stem, grid and plane, patches of
+# 8 pixels, a cheap head, and matches found without rotary positions.
 MOONLET = StereoConfig(
     name="moonlet",
-    encoder=EncoderConfig(
-        width=192, depth=4, heads=6, mlp_ratio=3.0, stem=(16, 40, 64, 96), grid=True
-    ),
-    decoder=DecoderConfig(width=192, depth=4, heads=6, mlp_ratio=3.0),
-    head=HeadConfig(
-        width=32,
-        layers=(32, 48, 64, 96),
-        last=16,
-        desc=12,
-        desc_ratio=0.5,
-        late_double=True,
-        last_norm=True,
-        plane=True,
-    ),
+    encoder=EncoderConfig(width=128, depth=3, heads=2, patch=8, stem=(24, 48, 128), grid=True),
+    decoder=DecoderConfig(width=128, depth=4, heads=2, rotary_cross=False),
+    head=HeadConfig(kind="catconv", width=128, last=32, desc=16, desc_ratio=1.0, plane=True),
 )
 
 # The paper's students: the teacher's heads on small decoders; 4 heads, MLPs as wide as their input.

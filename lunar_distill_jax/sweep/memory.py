@@ -41,7 +41,9 @@ def peak_bytes(specs: Sequence[Spec]) -> float:
         first[m.name] = [Trial(params, r.weights, r.lr, r.seed, stats) for r in plan.runs]
     shared = next(iter(plans.values()))
     if teacher is None:
-        target_fn = forward.ground_truth(on, symmetric=c.symmetric)
+        target_fn = forward.ground_truth(
+            on, shared.settings, symmetric=c.symmetric, matches=c.matches
+        )
     else:
         target_fn = forward.live_teacher(
             teacher.config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -21,17 +22,31 @@ def student_forward(
     """-> (pair of predictions, the losses' parameters, batch-norm moments after this batch)"""
     network = {k: v for k, v in flat.items() if k.partition("/")[0] not in EXTRAS}
     extras = unflatten({k: v for k, v in flat.items() if k.partition("/")[0] in EXTRAS})
-    train = bool(batch_stats)
+    train, looks = bool(batch_stats), "attention" in student.on
     net = StereoNet(student.config, student.compute, train)
-    if not train:
-        variables = {"params": unflatten(network)}
-        predictions: Any = net.apply(variables, image1, image2, symmetric=symmetric)
-        return predictions, extras, {}
-    variables = {"params": unflatten(network), "batch_stats": batch_stats}
+    variables = {"params": unflatten(network)}
+    if train:
+        variables["batch_stats"] = batch_stats
+    changing = [*(["batch_stats"] if train else []), *(["cross"] if looks else [])]
+    predictions: Any
     predictions, updated = net.apply(
-        variables, image1, image2, symmetric=symmetric, mutable=["batch_stats"]
+        variables, image1, image2, symmetric=symmetric, mutable=changing
     )
-    return predictions, extras, updated["batch_stats"]
+    if looks:
+        predictions = tuple(
+            dataclasses.replace(p, features={**p.features, "cross": cross})
+            for p, cross in zip(predictions, cross_attention(updated["cross"]), strict=True)
+        )
+    return predictions, extras, updated.get("batch_stats", {})
+
+
+def cross_attention(kept: Mapping[str, Any]) -> tuple[list, list]:
+    """The collection "cross" -> for each view [(queries, keys) of block 0, 1, ...]."""
+    decoder = kept["decoder"]
+    depth = len(decoder) // 2
+    blocks = [[decoder[f"view{v}_block{i}"]["cross_attn"] for i in range(depth)] for v in (1, 2)]
+    one, two = ([(b["queries"][0], b["keys"][0]) for b in view] for view in blocks)
+    return one, two
 
 
 def live_teacher(
@@ -58,11 +73,14 @@ def live_teacher(
     return targets
 
 
-def ground_truth(on: Collection[str], *, symmetric: bool = False) -> TargetFn:
+def ground_truth(
+    on: Collection[str], settings: LossSettings, *, symmetric: bool = False, matches: int = 0
+) -> TargetFn:
     """The control experiment: (anything, batch, key) -> the truth in the batch."""
 
     def targets(variables, batch, key) -> Targets:
-        del variables, key
-        return truth_targets(symmetrised(batch) if symmetric else batch, on)
+        del variables
+        batch = symmetrised(batch) if symmetric else batch
+        return truth_targets(batch, on, settings, matches=matches, key=key)
 
     return targets

@@ -237,7 +237,7 @@ def _program(students, teacher_config, on, settings, compute, symmetric, matches
     process, such as the trials of a sweep that are run one by one.
     """
     if teacher_config is None:
-        target_fn = forward.ground_truth(on, symmetric=symmetric)
+        target_fn = forward.ground_truth(on, settings, symmetric=symmetric, matches=matches)
     else:
         target_fn = forward.live_teacher(
             teacher_config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ class OptimSettings:
                           cosine to `final` at `steps`; the peak is an array of the state
     weight_decay: of tensors of two or more dimensions
     clip:        largest global norm of a gradient
+    kind:        "adamw"; or "muon", which makes the steps of matrices orthogonal (Jordan et al.
+                 2024), as long as Adam's are (RMS 0.2, Liu et al. 2025); the rest is left to AdamW
     eps:         of Adam
     ema:         decay of the running mean of the parameters; 0: none is kept
     freeze:      patterns of parameter names that do not train: nothing is differentiated for them
@@ -34,6 +37,7 @@ class OptimSettings:
     final: float = 0.0
     weight_decay: float = 0.05
     clip: float = 1.0
+    kind: str = "adamw"
     eps: float = 1e-8
     ema: float = 0.0
     freeze: tuple[str, ...] = ()
@@ -41,7 +45,10 @@ class OptimSettings:
 
 
 # No computation reads the one; a basis is given (`losses.features.in_basis`).
-KINDS = ("vectors", "matrices")
+KINDS = ("vectors", "matrices", "orthogonal")
+OPTIMISERS = ("adamw", "muon")
+# Neither reads tokens nor writes them: no basis of theirs is as good as another.
+ADAM_OF_MUON = r".*(stem|patch_embed|head2|plane|local_features/fc2|correspondence|projector).*"
 NEVER_TRAINED = (r"unused/.*", r"bases/.*")
 
 
@@ -116,6 +123,34 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
+def _kind(name: str, dimensions: int, optimiser: str) -> str:
+    if dimensions < 2:
+        return "vectors"
+    if optimiser == "muon" and not re.fullmatch(ADAM_OF_MUON, name):
+        return "orthogonal"
+    return "matrices"
+
+
+def _rows_and_columns(tree):
+    """A kernel [..., C_in, C_out] as the matrix of all that goes in and what comes out."""
+
+    def numbers(p):
+        inputs = tuple(range(p.ndim - 1))
+        return optax.contrib.MuonDimensionNumbers(inputs, (p.ndim - 1,))
+
+    return jax.tree.map(numbers, tree)
+
+
+def _as_long_as_adams(updates, params):
+    """Orthogonal steps brought to an RMS of 0.2, about that of Adam's, so that rates carry over."""
+    del params
+    return jax.tree.map(lambda u: u * (0.2 * jnp.sqrt(1.0 * max(_matrix_sides(u)))), updates)
+
+
+def _matrix_sides(x) -> tuple[int, int]:
+    return math.prod(x.shape[:-1]), x.shape[-1]
+
+
 def make_optimizer(settings: OptimSettings) -> optax.GradientTransformation:
     """Gradients -> directions, to be taken `learning_rate` times backwards. Trees: nested dicts."""
 
@@ -132,9 +167,20 @@ def make_optimizer(settings: OptimSettings) -> optax.GradientTransformation:
         # program instead of hundreds, which XLA is slow to compile; and they do not decay.
         "vectors": optax.flatten(adam),
         "matrices": optax.chain(adam, optax.add_decayed_weights(settings.weight_decay)),
+        "orthogonal": optax.chain(
+            optax.contrib.scale_by_muon(weight_dimension_numbers=_rows_and_columns),
+            optax.stateless(_as_long_as_adams),
+            optax.add_decayed_weights(settings.weight_decay),
+        ),
     }
+
+    def labels(tree):
+        flat = flax.traverse_util.flatten_dict(tree, sep="/")
+        out = {name: _kind(name, p.ndim, settings.kind) for name, p in flat.items()}
+        return flax.traverse_util.unflatten_dict(out, sep="/")
+
     return optax.chain(
         clip_by_global_norm(settings.clip),
-        optax.partition(kinds, lambda tree: jax.tree.map(lambda p: KINDS[p.ndim > 1], tree)),
+        optax.partition(kinds, labels),
         optax.stateless(scale_by_name) if settings.multipliers else optax.identity(),
     )

@@ -45,6 +45,7 @@ def base_config() -> mlc.ConfigDict:
         warmup=0,
         weight_decay=0.05,
         clip=1.0,
+        kind="adamw",
         eps=1e-8,
         ema=0.0,
         freeze=(),

@@ -14,12 +14,16 @@ import numpy as np
 from jax.core import Tracer
 
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.losses import features
+from lunar_distill_jax.losses import correspondence, features
 from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.train.optim import OptimSettings, frozen_names, make_optimizer
 
-EXTRAS = ("projector", "bases")  # parameters of the losses, beside those of the network
+EXTRAS = (
+    "projector",
+    "bases",
+    "correspondence",
+)  # parameters of the losses, beside those of the network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +110,7 @@ def trial_params(student: Student, trial: Trial, teacher_width: int | None) -> d
     width = student.config.encoder.width
     if "features" in student.on and teacher_width not in (None, width):
         flat["projector/kernel"] = features.projector(width, teacher_width, trial.seed)
+    flat |= correspondence.parameters(width, student.config.decoder.width, student.on, trial.seed)
     if "hooks" in student.on:
         needed = {str(k) for k in range(sum(1 for i in student.config.hooks if i))}
         if set(trial.bases) != needed:
