@@ -37,6 +37,21 @@ def test_gradients_are_those_of_the_plain_convolution(shape, out):
     np.testing.assert_allclose(stacked[1], 4 * stacked[0], rtol=1e-5, atol=1e-5)
 
 
+def test_halving_is_every_other_pixel_of_the_plain_convolution():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 6, 10, 3)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 3, 5)).astype(np.float32)
+    want = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (2, 2),
+        ((1, 1), (1, 1)),
+        dimension_numbers=convolution.LAYOUT,
+        precision="highest",
+    )
+    np.testing.assert_allclose(convolution.halve3x3(x, kernel), want, atol=5e-6)  # seen 2e-6
+
+
 def test_other_convolutions_are_left_alone(monkeypatch):
     def never(*_):
         raise AssertionError
@@ -44,9 +59,10 @@ def test_other_convolutions_are_left_alone(monkeypatch):
     x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
     layout = {"dimension_numbers": convolution.LAYOUT}
     monkeypatch.setattr(convolution, "conv3x3", never)
+    monkeypatch.setattr(convolution, "halve3x3", never)
     ones = ((1, 1), (1, 1))
     for options in (
-        {"window_strides": (2, 2), "padding": ones},
+        {"window_strides": (1, 2), "padding": ones},
         {"window_strides": (1, 1), "padding": "VALID"},
         {"window_strides": (1, 1), "padding": ones, "rhs_dilation": (2, 2)},
         {"window_strides": (1, 1), "padding": ones, "precision": "highest"},

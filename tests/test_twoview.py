@@ -7,6 +7,8 @@ import pytest
 import tiny
 
 from lunar_distill_jax import geometry
+from lunar_distill_jax.evaluation import flow, poses
+from lunar_distill_jax.moon import make_pair
 from lunar_distill_jax.twoview import essential, focal, matching, pnp
 
 GOLDENS = pathlib.Path(__file__).parents[2] / "shared" / "goldens"
@@ -165,6 +167,42 @@ def test_pose_from_matches_of_two_different_cameras():
         essential.triangulate(pixels1, pixels2, pair.K, T), points, rtol=1e-3
     )
     assert essential.relative_pose(pixels1[:7], pixels2[:7], pair.K) is None
+
+
+@needs_opencv
+@pytest.mark.parametrize("seed", range(3))
+def test_a_map_of_one_view_settles_what_matches_alone_leave_open(seed):
+    """Near-planar ground, a short baseline, perfect matches rounded to pixels of a small frame."""
+    pair = make_pair(seed, "nadir", 128)
+    T_cam2_cam1 = geometry.inverse(geometry.relative_pose(pair.T_world_cam))
+    pixels1 = matching.grid_pixels(128, 128, 3)
+    pixels2, seen = flow.carry(pair, pixels1.astype(np.float64))
+    pixels1, pixels2 = pixels1[seen], np.rint(pixels2[seen])
+    points = geometry.pointmaps_cam1(pair)[0, pixels1[:, 1], pixels1[:, 0]]
+    alone, _ = essential.relative_pose(pixels1, pixels2, pair.K)
+    T, agree = essential.pose_in_points(points, pixels2, pair.K[1])
+    assert poses.pose_errors(alone, T_cam2_cam1)[1] > 30  # seen 80 and more
+    rotation, translation = poses.pose_errors(T, T_cam2_cam1)
+    assert rotation < 1 and translation < 8 and agree.all()  # seen 0.5 and 3
+
+
+@needs_opencv
+def test_a_pose_in_points_bears_wrong_matches():
+    pair = make_pair(1, "oblique", 128)
+    rng = np.random.default_rng(0)
+    T_cam2_cam1 = geometry.inverse(geometry.relative_pose(pair.T_world_cam))
+    pixels1 = rng.integers(4, 124, (600, 2))
+    pixels2, seen = flow.carry(pair, pixels1.astype(np.float64))
+    pixels1, pixels2 = pixels1[seen], pixels2[seen] + rng.normal(0, 1, (seen.sum(), 2))
+    wrong = rng.uniform(size=len(pixels2)) < 0.6
+    pixels2[wrong] = rng.uniform(0, 127, (wrong.sum(), 2))
+    points = geometry.pointmaps_cam1(pair)[0, pixels1[:, 1], pixels1[:, 0]]
+    T, agree = essential.pose_in_points(points, pixels2, pair.K[1])
+    rotation, translation = poses.pose_errors(T, T_cam2_cam1)
+    assert rotation < 1 and translation < 5
+    assert agree[wrong].mean() < 0.1 and agree[~wrong].mean() > 0.8
+    assert essential.pose_in_points(points[:7], pixels2[:7], pair.K[1]) is None
+    assert essential.pose_in_points(points * np.nan, pixels2, pair.K[1]) is None
 
 
 def test_triangulation_says_where_there_is_no_point():

@@ -22,14 +22,18 @@ Arrays = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """The tokens' rotary tables: cos, sin, each [N, h] for heads of h channels."""
+    """The tokens' rotary tables: cos, sin, each [N, h] for heads of h channels; and whether they
+    turn cross-attention, too (`DecoderConfig.rotary_cross`)."""
 
     cos: np.ndarray
     sin: np.ndarray
+    crosses: bool = True
 
     @classmethod
-    def of(cls, positions: np.ndarray, head_size: int, base: float) -> Grid:
-        return cls(*(np.asarray(t) for t in rotary_table(positions, head_size, base)))
+    def of(
+        cls, positions: np.ndarray, head_size: int, base: float, crosses: bool = True
+    ) -> Grid:
+        return cls(*(np.asarray(t) for t in rotary_table(positions, head_size, base)), crosses)
 
 
 def normalise(xp, x):
@@ -63,9 +67,11 @@ def turn(xp, x, grid: Grid):
     return x * grid.cos + xp.concatenate([-y2, y1, -x2, x1], -1) * grid.sin
 
 
-def attention_weights(xp, q, k, grid: Grid):
-    """Softmax of the logits: [B, heads, N, N]; q, k: [B, heads, N, h]."""
-    logits = turn(xp, q, grid) @ turn(xp, k, grid).swapaxes(-1, -2)
+def attention_weights(xp, q, k, grid: Grid | None):
+    """Softmax of the logits: [B, heads, N, N]; q, k: [B, heads, N, h]; grid: None turns nothing."""
+    if grid is not None:
+        q, k = turn(xp, q, grid), turn(xp, k, grid)
+    logits = q @ k.swapaxes(-1, -2)
     logits = logits * np.float32(q.shape[-1] ** -0.5)
     weights = xp.exp(logits - logits.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
@@ -106,7 +112,7 @@ def cross_attention(xp, block: Arrays, x, y, grid: Grid, heads: int) -> Attentio
     answers = _scaled(block, "norm_y", memory)
     q = split(_dense(block, "cross_attn/q", _scaled(block, "norm2", z)), heads)
     k, v = (split(_dense(block, f"cross_attn/{n}", answers), heads) for n in "kv")
-    weights = attention_weights(xp, q, k, grid)
+    weights = attention_weights(xp, q, k, grid if grid.crosses else None)
     context = weights @ v
     return Attention(z, memory, weights, context, _dense(block, "cross_attn/proj", merge(context)))
 

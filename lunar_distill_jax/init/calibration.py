@@ -85,7 +85,8 @@ class Backend:
         tensors = network.blocks[view, block]
         if self.xp is np:
             return decoder_block(np, tensors, x, y, network.grid, network.heads)
-        return _jitted(network.heads)(tensors, x, y, network.grid.cos, network.grid.sin)
+        run = _jitted(network.heads, network.grid.crosses)
+        return run(tensors, x, y, network.grid.cos, network.grid.sin)
 
     def run(
         self, network: Network, blocks: Sequence[int], rows: np.ndarray
@@ -101,10 +102,11 @@ class Backend:
 
 
 @functools.lru_cache(maxsize=8)
-def _jitted(heads: int):
-    return jax.jit(
-        lambda tensors, x, y, cos, sin: decoder_block(jnp, tensors, x, y, Grid(cos, sin), heads)
-    )
+def _jitted(heads: int, crosses: bool):
+    def run(tensors, x, y, cos, sin):
+        return decoder_block(jnp, tensors, x, y, Grid(cos, sin, crosses), heads)
+
+    return jax.jit(run)
 
 
 def batches(count: int, tokens: int) -> Iterator[tuple[np.ndarray, bool]]:
@@ -175,7 +177,8 @@ def network(
         for view in (1, 2)
         for i in range(blocks)
     }
-    grid = Grid.of(positions, c.decoder.width // c.decoder.heads, c.rope_base)
+    head_size = c.decoder.width // c.decoder.heads
+    grid = Grid.of(positions, head_size, c.rope_base, c.decoder.rotary_cross)
     return Network(c, made, grid, tokens, {})
 
 

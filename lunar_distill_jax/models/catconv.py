@@ -25,7 +25,8 @@ class CatConv(nn.Module):
 
     tokens: four of [B, h * w, D_i], size: (h, w), stem: [] or the encoder's stem maps, of which the
             one with 4 h x 4 w pixels is added where the map is as fine
-    -> [B, patch * h, patch * w, channels] in float32
+    -> [B, patch * h, patch * w, channels] in float32, and the finest map
+       [B, 4 h, 4 w, last] that it was read from
 
     Where DPT spends most of its work on maps at 1/2 and 1/1, this one has its last convolution with
     a neighbourhood at 4 / patch; what is finer comes from its channels (Shi et al. 2016).
@@ -44,11 +45,10 @@ class CatConv(nn.Module):
         x = conv1x1(c.width, dtype=self.dtype, name="project")(x)
         x = ResidualUnit(self.dtype, name="unit0")(x)
         x = depth_to_space(conv1x1(4 * c.width, dtype=self.dtype, name="expand")(x), 4)
-        fine = [m for m in stem if m.shape[1] == x.shape[1]]
-        for m in fine:
+        for m in (m for m in stem if m.shape[1] == x.shape[1]):
             x = x + conv1x1(x.shape[-1], dtype=self.dtype, name="skip")(m)
         x = ResidualUnit(self.dtype, name="unit1")(x)  # [B, 4 h, 4 w, width / 4]
-        x = nn.relu(Conv(c.last, (3, 3), padding=1, dtype=self.dtype, name="head1")(x))
+        fine = nn.relu(Conv(c.last, (3, 3), padding=1, dtype=self.dtype, name="head1")(x))
         more = self.patch // 4
-        x = conv1x1(more * more * self.channels, name="head2")(x.astype(jnp.float32))
-        return depth_to_space(x, more)
+        x = conv1x1(more * more * self.channels, name="head2")(fine.astype(jnp.float32))
+        return depth_to_space(x, more), fine

@@ -91,6 +91,8 @@ class HeadConfig:
     hooks:       which of the depth + 1 token maps feed the head; () = [0, d*2//4, d*3//4, d]
     desc:        descriptor size
     desc_ratio:  hidden width of the local-feature MLP over its input width
+    desc_fine:   descriptors also read the dense head's finest map (catconv only). MASt3R makes each
+                 patch's from its token alone; with few pairs to learn from, they stay as coarse.
     late_double: the last doubling of the resolution comes after the output convolutions, not
                  before: a quarter of their work
     last_norm:   normalises each pixel's channels before the output convolution. Nothing else in the
@@ -109,6 +111,7 @@ class HeadConfig:
     hooks: tuple[int, ...] = ()
     desc: int = 24
     desc_ratio: float = 4.0
+    desc_fine: bool = False
     late_double: bool = False
     last_norm: bool = False
     two_confs: bool = True
@@ -201,6 +204,8 @@ class StereoConfig:
             )
         if h.kind not in ("dpt", "catconv"):
             raise InputError(f"{self.name}: head.kind is {h.kind!r}; choose from dpt, catconv.")
+        if h.kind == "dpt" and h.desc_fine:
+            raise InputError(f"{self.name}: head.desc_fine needs head.kind catconv, not dpt.")
         if h.kind == "dpt" and self.encoder.patch != 16:
             raise InputError(
                 f"{self.name}: encoder.patch is {self.encoder.patch}; the dpt head doubles the "

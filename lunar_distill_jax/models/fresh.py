@@ -59,7 +59,7 @@ def standard_deviation(name: str, shape: tuple[int, ...]) -> float:
     """Of a kernel's normal distribution: 1 / sqrt(fan-in) (LeCun), as flax's layers have it."""
     if re.fullmatch(r".*/plane/fc2/kernel", name):
         return 1e-3  # every pair starts from the same plane
-    if re.fullmatch(r".*/(dpt|catconv)/head2/kernel", name):
+    if re.fullmatch(r".*/((dpt|catconv)/head2|desc_fine)/kernel", name):
         return (
             0.02 * shape[2] ** -0.5
         )  # no norm precedes it: at full size the first points are noise
@@ -80,6 +80,13 @@ def fresh_params(config: StereoConfig, seed: int) -> Any:
         if deviation is not None:
             rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
             flat[name] = rng.standard_normal(shape, np.float32) * np.float32(deviation)
+            if config.head.desc_fine and name.endswith("/local_features/fc2/kernel"):
+                # All pixels of a patch begin with one descriptor: what tells tokens apart is learned
+                # once, and not anew for each of them.
+                pixels = config.encoder.patch**2
+                one = flat[name].reshape(shape[0], -1, pixels)[..., :1]
+                flat[name] = np.ascontiguousarray(np.broadcast_to(one, (*one.shape[:2], pixels)))
+                flat[name] = flat[name].reshape(shape)
         else:
             flat[name] = np.full(shape, _CONSTANT.get(name.rpartition("/")[2], 0), np.float32)
     return flax.traverse_util.unflatten_dict(flat, sep="/")

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from lunar_distill_jax.models.catconv import CatConv
+from lunar_distill_jax.models.catconv import CatConv, depth_to_space
 from lunar_distill_jax.models.config import StereoConfig
-from lunar_distill_jax.models.dpt import DensePrediction
+from lunar_distill_jax.models.dpt import DensePrediction, conv1x1
 from lunar_distill_jax.models.layers import LayerNorm, gelu
 from lunar_distill_jax.types import Prediction
 
@@ -98,18 +98,23 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, layers, size: tuple[int, int], stem=()):
         c = self.config
-        if c.head.kind == "dpt":
-            dense: Any = DensePrediction(c.head, 4, self.dtype, name="dpt")
-        else:
-            dense = CatConv(c.head, 4, c.encoder.patch, self.dtype, name="catconv")
+        hooked, fine = [layers[i] for i in c.hooks], None
         channels = c.head.desc + c.head.two_confs
         local = LocalFeatures(
             c.head.desc_ratio, channels, c.encoder.patch, self.dtype, name="local_features"
         )
 
-        raw = dense([layers[i] for i in c.hooks], size, stem)
+        if c.head.kind == "dpt":
+            raw = DensePrediction(c.head, 4, self.dtype, name="dpt")(hooked, size, stem)
+        else:
+            dense = CatConv(c.head, 4, c.encoder.patch, self.dtype, name="catconv")
+            raw, fine = dense(hooked, size, stem)
         if c.head.plane:
             base = PlaneBase(name="plane")(layers[-1].astype(jnp.float32), *raw.shape[1:3])
             raw = jnp.concatenate([raw[..., :3] + base, raw[..., 3:]], -1)
         features = local(jnp.concatenate([layers[0], layers[-1]], -1), size)
+        if c.head.desc_fine and fine is not None:
+            more = c.encoder.patch // 4
+            finer = conv1x1(more * more * channels, name="desc_fine")(fine.astype(jnp.float32))
+            features = features + depth_to_space(finer, more)
         return jnp.concatenate([raw, features], -1)

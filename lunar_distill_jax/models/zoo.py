@@ -61,7 +61,16 @@ MOONLET = StereoConfig(
     name="moonlet",
     encoder=EncoderConfig(width=128, depth=3, heads=2, patch=8, stem=(24, 48, 128), grid=True),
     decoder=DecoderConfig(width=128, depth=4, heads=2, rotary_cross=False),
-    head=HeadConfig(kind="catconv", width=128, last=32, desc=16, desc_ratio=1.0, plane=True),
+    head=HeadConfig(
+        kind="catconv",
+        shared=True,
+        width=128,
+        last=32,
+        desc=16,
+        desc_ratio=1.0,
+        desc_fine=True,
+        plane=True,
+    ),
 )
 
 # The paper's students: the teacher's heads on small decoders; 4 heads, MLPs as wide as their input.

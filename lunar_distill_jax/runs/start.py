@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import ml_collections as mlc
 
 from lunar_distill_jax import api, atomic
-from lunar_distill_jax.data.source import check_size, open_folder, open_pairs, synthetic_moon
-from lunar_distill_jax.data.synthetic import SyntheticPairs
+from lunar_distill_jax.data.rendered import RenderedPairs, Rendering
+from lunar_distill_jax.data.source import check_size, open_folder, pair_sequence, synthetic_moon
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.init.inherit import METHODS, first_student
 from lunar_distill_jax.models.config import StereoConfig
@@ -143,8 +143,13 @@ def read_data(label: str, block: mlc.ConfigDict, *, keep: bool) -> Sequence[Ster
     d = data_block(**block.to_dict())
     moon = synthetic_moon(d.source)
     if moon is not None:
-        open_pairs(d.source, size=d.size, geometries=d.geometries, seed=d.seed)  # its checks
-        pairs: Sequence[StereoPair] = SyntheticPairs(d.seed, d.geometries, d.size, moon=moon)
+        pairs = pair_sequence(
+            d.source, size=d.size, geometries=d.geometries, seed=d.seed, lighting=d.lighting
+        )
+        if d.kept:
+            kind = tuple(d.trajectories)
+            rendering = Rendering(d.seed, d.geometries, d.size, d.cameras, kind, moon)
+            pairs = RenderedPairs(d.kept, rendering)
     else:
         pairs = open_folder(
             d.source, split=d.split or None, size=d.size or None, lighting=d.lighting

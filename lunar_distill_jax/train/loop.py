@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lunar_distill_jax import api, atomic
+from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.progress import Progress, say
 from lunar_distill_jax.train import feed, forward, preempt, sharding
 from lunar_distill_jax.train import workdir as folders_of
@@ -153,8 +154,16 @@ def train_together(
         state, record = checkpoints.restore(state)
         folders_of.check_config(workdir, config.to_dict())
         if not record and config.start_from:
+            bare = {n: s.replace(weights={}) for n, s in state.students.items()}
             with Checkpoints(config.start_from, 1) as other:
-                taken, _ = other.restore(state, only=list(students))
+                taken, found = other.restore(
+                    dataclasses.replace(state, students=bare), only=list(students)
+                )
+            if not found:
+                raise InputError(
+                    f"config.start_from is {config.start_from}, which holds no checkpoint: give "
+                    "the workdir of a run that has saved one."
+                )
             own = ("lr", "seed", "weights", "skipped")  # are this run's
             state = dataclasses.replace(
                 state,

@@ -7,6 +7,7 @@ import dataclasses
 import ml_collections as mlc
 
 from lunar_distill_jax.data import pipeline
+from lunar_distill_jax.data.synthetic import TRAJECTORIES
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.train.plan import base_config
 
@@ -25,7 +26,9 @@ def run_config() -> mlc.ConfigDict:
     epochs, warmup_epochs: if not 0 they give `steps` and `optim.warmup`, by the number of pairs
     data:       `source` a folder, "synthetic" or "synthetic:PRESET" (`geometries` scenes from
                 `seed` on); `split` and `lighting` as `data.source.open_folder`; `size` 0 keeps the
-                frames' own
+                frames' own. `kept`: a folder for rendered scenes (`data.rendered`): each is then
+                seen by up to `cameras` pairs of cameras, under equal and crossed suns, and
+                `trajectories` take turns
     pipeline:   `on`: pairs are read one by one as they are needed, by `threads` and `workers`, and
                 go through `data.pipeline`; off: all are held in memory and `augment` turns them
     sets:       {name: a table like `data`} to evaluate on every `evaluate_every` steps (0: never);
@@ -58,6 +61,7 @@ def run_config() -> mlc.ConfigDict:
 
 def data_block(**changes) -> mlc.ConfigDict:
     block = dict(source="", split="", lighting="same", size=0, geometries=0, seed=0)
+    block |= dict(kept="", cameras=4, trajectories=TRAJECTORIES)
     return mlc.ConfigDict({**block, **changes})
 
 
