@@ -1,12 +1,12 @@
-r"""The embedded teacher, from nothing, on the synthetic Moon: three stages, each from the one before.
+r"""The embedded teacher, from nothing, on the synthetic Moon: stages, each from the one before.
 
     lunar-distill train --config configs/moonlet.py:match --workdir runs/moonlet/match
     lunar-distill train --config configs/moonlet.py:surface --workdir runs/moonlet/surface
     lunar-distill train --config configs/moonlet.py:settle --workdir runs/moonlet/settle
 
 `tools/train_moonlet.py` runs them in order, scores the result and packs it. "match" teaches where
-the other view shows a token's ground, "surface" points and descriptors too, "settle" lowers the rate
-and lets the network say how sure it is. Killed at any moment, the same command goes on.
+the other view shows a token's ground, "surface" points and descriptors too, "settle" lowers the
+rate and lets the network say how sure it is. Killed at any moment, the same command goes on.
 """
 
 from lunar_distill_jax.data.synthetic import TRAINING_SEEDS

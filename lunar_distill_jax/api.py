@@ -29,7 +29,7 @@ from lunar_distill_jax.types import Prediction
 from lunar_distill_jax.weights import read_weights, write_weights
 
 # Models that ship with the package, and the frames they were trained at.
-EMBEDDED = {"moonlet": ("moonlet.safetensors", "96x96")}
+EMBEDDED = {"moonlet": ("moonlet.safetensors", "128x128")}
 
 
 @flax.struct.dataclass
@@ -55,6 +55,11 @@ class Stereo:
         """Long side of the frames it was trained at, by its meta; None where that is silent."""
         sides = self.meta.get("training_size", "").split("x")
         return max((int(side) for side in sides if side.isdigit()), default=None)
+
+    @property
+    def turns(self) -> int:
+        """At how many quarter turns of view 2 it wants to be asked (`predict`), by its meta."""
+        return TURNS if self.meta.get("turns") == str(TURNS) else 1
 
     @property
     def arrays(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from lunar_distill_jax.train.loop import read_history, train
 from lunar_distill_jax.types import StereoPair
 
 SHOWN = 6  # pairs with pictures on the page
+SOURCE = "synthetic:stereolunar"
 
 
 def get_config(mode: str = "full") -> mlc.ConfigDict:
@@ -34,8 +35,8 @@ def get_config(mode: str = "full") -> mlc.ConfigDict:
     c.seed, c.steps, c.batch = 0, 220, 8
     c.teacher, c.student, c.init = "moonlet", "moonlet-student", "inherit"
     c.augment, c.matches = True, 128
-    c.data = dict(source="synthetic", size=96, geometries=192, seed=TRAINING_SEEDS)
-    c.evaluate = dict(source="synthetic", size=96, geometries=36, seed=0)
+    c.data = dict(source=SOURCE, size=128, geometries=192, seed=TRAINING_SEEDS)
+    c.evaluate = dict(source=SOURCE, size=128, geometries=36, seed=0)
     c.loss = dict(points=3.0, features=0.3, relief=10.0, gradient=0.0, matching=0.0)
     c.optim = dict(lr=5e-4, final=2e-5, warmup=20, weight_decay=0.05, clip=1.0)
     c.log_every, c.checkpoint_every = 5, 100
@@ -63,9 +64,9 @@ def run_demo(config: mlc.ConfigDict, workdir: str | os.PathLike, command: str) -
     unseen = read_all("unseen pairs", config.evaluate)
     predictors = {
         "teacher": predictor(teacher),
-        "student_before": predictor(before),
-        "student_after": predictor(after),
-        "baseline_mean": baselines.mean_baseline(training),
+        "student_before": predictor(before, turns=teacher.turns),
+        "student_after": predictor(after, turns=teacher.turns),
+        "baseline_mean": baselines.mean_baseline(baselines.trajectory_means(training)),
         "baseline_plane": baselines.plane_baseline,
     }
     with Progress(len(unseen), "evaluate") as progress:

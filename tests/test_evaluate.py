@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lunar_distill_jax import geometry
 from lunar_distill_jax.data import stereolunar
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.evaluation import align, baselines, metrics, run
+from lunar_distill_jax.evaluation import align, baselines, metrics, poses, run
 from lunar_distill_jax.types import PointMaps, StereoPair
 
 SAMPLES = pathlib.Path(__file__).parents[2] / "shared" / "samples" / "stereolunar"
@@ -264,7 +264,7 @@ def test_mean_baseline_is_per_trajectory_and_blind_to_scale():
     far.depth_m[:] *= 3
     far.T_world_cam[1, :3, 3] += 2 * (far.T_world_cam[1, :3, 3] - far.T_world_cam[0, :3, 3])
     oblique = make_pair(seed=2, trajectory="oblique")
-    predictor = baselines.mean_baseline([nadir, far, oblique])
+    predictor = baselines.mean_baseline(baselines.trajectory_means([nadir, far, oblique]))
     asked = [nadir, oblique, make_pair(trajectory="unknown")]
     maps = predictor(asked)
     for pair, predicted in zip(asked[:2], maps, strict=False):
@@ -274,20 +274,36 @@ def test_mean_baseline_is_per_trajectory_and_blind_to_scale():
     )
 
 
+def test_baselines_that_know_nothing_say_what_they_say():
+    pairs = [make_pair(seed=i, trajectory="nadir") for i in range(3)]
+    means = baselines.trajectory_means(pairs)
+    T = geometry.inverse(geometry.relative_pose(pairs[0].T_world_cam))
+    (one,) = baselines.mean_baseline(baselines.trajectory_means(pairs[:1]))(pairs[:1])
+    assert max(poses.pose_errors(one.T_cam2_cam1, T)) < 1e-3
+    # Matches of the mean map by the mean pose are right where both are the pair's own.
+    assert poses.match_metrics(one.matches, pairs[0])["match_within_2px"] > 50
+    (still,) = baselines.identity_baseline(means)(pairs[:1])
+    np.testing.assert_array_equal(still.T_cam2_cam1[:3, :3], np.eye(3))
+    np.testing.assert_array_equal(still.matches[:, :2], still.matches[:, 2:])
+    first, again = (baselines.random_baseline(means)(pairs[:1])[0] for _ in range(2))
+    np.testing.assert_array_equal(first.matches, again.matches)
+    assert poses.match_metrics(first.matches, pairs[0])["match_within_2px"] < 5
+
+
 def test_mean_baseline_continues_over_pixels_no_pair_has_seen():
     pair = make_pair(relief=0)
-    full = baselines.mean_baseline([pair])([pair])[0].points_cam1
+    full = baselines.mean_baseline(baselines.trajectory_means([pair]))([pair])[0].points_cam1
     pair.valid[0, :2] = False
     pair.depth_m[0, :2] = 0
-    got = baselines.mean_baseline([pair])([pair])[0].points_cam1
+    got = baselines.mean_baseline(baselines.trajectory_means([pair]))([pair])[0].points_cam1
     ratio = np.linalg.norm(got[1]) / np.linalg.norm(full[1])
     np.testing.assert_allclose(got[0, :2], full[0, :2] * ratio, atol=0.05)
 
 
 def test_mean_baseline_needs_pairs_of_one_size():
     with pytest.raises(InputError, match="got 0 training pairs"):
-        baselines.mean_baseline([])
-    predictor = baselines.mean_baseline([make_pair()])
+        baselines.trajectory_means([])
+    predictor = baselines.mean_baseline(baselines.trajectory_means([make_pair()]))
     with pytest.raises(InputError, match=r"small has \[12, 16\] pixels, expected \[24, 32\]"):
         predictor([make_pair(name="small", shape=(12, 16))])
 
@@ -341,7 +357,9 @@ def test_real_samples_perfect_plane_and_cross_type_mean():
     models = {
         "perfect": lambda batch: [predict(pair) for pair in batch],
         "baseline_plane": baselines.plane_baseline,
-        "baseline_mean": baselines.mean_baseline(p for p in pairs if p.trajectory != "dynamic"),
+        "baseline_mean": baselines.mean_baseline(
+            baselines.trajectory_means(p for p in pairs if p.trajectory != "dynamic")
+        ),
     }
     got = run.evaluate(models, pairs).summary
     assert got["perfect"]["point_error_pct"] < 2e-5 and got["perfect"]["relief_corr"] > 1 - 1e-9

@@ -10,7 +10,14 @@ from maps import B, H, W, normalised, pixel_list, scene
 
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.losses import distill, features, points, relief
-from lunar_distill_jax.losses.settings import TERMS, LossSettings, loss_settings, loss_weights
+from lunar_distill_jax.losses.correspondence import Flow
+from lunar_distill_jax.losses.settings import (
+    OF_THE_FLOW,
+    TERMS,
+    LossSettings,
+    loss_settings,
+    loss_weights,
+)
 from lunar_distill_jax.losses.targets import Targets
 from lunar_distill_jax.types import Prediction
 
@@ -33,22 +40,40 @@ def objective_inputs(seed=0):
     p, g, conf, valid = scene(seed)
     desc = [normal(B, H, W, 6) for _ in range(2)]
     desc = [d / jnp.linalg.norm(d, axis=-1, keepdims=True) for d in desc]
+    count = (H // 4) * (W // 4)  # tokens of 4 x 4 pixels
     tokens = [
-        {"encoder": normal(B, 4, 5), "decoder": (normal(B, 4, 3), normal(B, 4, 3))} for _ in "12"
+        {
+            "encoder": normal(B, count, 5),
+            "decoder": (normal(B, count, 3), normal(B, count, 3)),
+            "cross": [(normal(B, 2, count, 3), normal(B, 2, count, 3)) for _ in range(2)],
+        }
+        for _ in "12"
     ]
     targets = Targets(
         points=tuple(g),
         valid=tuple(valid),
         conf=tuple(c + 0.5 for c in conf),
-        tokens=tuple(normal(B, 4, 8) for _ in "12"),
-        decoder=tuple((normal(B, 4, 7), normal(B, 4, 7)) for _ in "12"),
+        tokens=tuple(normal(B, count, 8) for _ in "12"),
+        decoder=tuple((normal(B, count, 7), normal(B, count, 7)) for _ in "12"),
         pixels=tuple(jnp.asarray(pixel_list(rng, 9)) for _ in "12"),
         matched=jnp.asarray(rng.uniform(size=(B, 9)) < 0.6),
         desc=tuple(normal(B, 9, 10) for _ in "12"),
+        flow=tuple(
+            Flow(
+                jnp.asarray(rng.uniform(0, min(H, W) - 1, (B, H, W, 2)), jnp.float32),
+                jnp.asarray(rng.uniform(size=(B, H, W)) < 0.9),
+            )
+            for _ in "12"
+        ),
     )
     extras = {
         "projector": {"kernel": normal(5, 8)},
         "bases": {"0": normal(7, 3), "1": normal(7, 3)},
+        "correspondence": {
+            "encoder": {"kernel": normal(5, 6)},
+            "decoder": {"kernel": normal(3, 6)},
+            "covisible": {"kernel": normal(3, 1), "bias": normal(1)},
+        },
     }
     return p, conf, desc, tokens, targets, extras
 
@@ -104,6 +129,7 @@ NEEDS = {  # term -> what the targets hold for it
     "hooks": "decoder",
     "matching": "matched",
     "descriptors": "desc",
+    **dict.fromkeys(OF_THE_FLOW, "flow"),
 }
 
 

@@ -170,20 +170,25 @@ def test_pose_from_matches_of_two_different_cameras():
 
 
 @needs_opencv
-@pytest.mark.parametrize("seed", range(3))
-def test_a_map_of_one_view_settles_what_matches_alone_leave_open(seed):
+def test_a_map_of_one_view_settles_what_matches_alone_leave_open():
     """Near-planar ground, a short baseline, perfect matches rounded to pixels of a small frame."""
-    pair = make_pair(seed, "nadir", 128)
-    T_cam2_cam1 = geometry.inverse(geometry.relative_pose(pair.T_world_cam))
-    pixels1 = matching.grid_pixels(128, 128, 3)
-    pixels2, seen = flow.carry(pair, pixels1.astype(np.float64))
-    pixels1, pixels2 = pixels1[seen], np.rint(pixels2[seen])
-    points = geometry.pointmaps_cam1(pair)[0, pixels1[:, 1], pixels1[:, 0]]
-    alone, _ = essential.relative_pose(pixels1, pixels2, pair.K)
-    T, agree = essential.pose_in_points(points, pixels2, pair.K[1])
-    assert poses.pose_errors(alone, T_cam2_cam1)[1] > 30  # seen 80 and more
-    rotation, translation = poses.pose_errors(T, T_cam2_cam1)
-    assert rotation < 1 and translation < 8 and agree.all()  # seen 0.5 and 3
+    errors = {"alone": [], "map": []}
+    for seed in range(7):
+        pair = make_pair(seed, "nadir", 128)
+        T_cam2_cam1 = geometry.inverse(geometry.relative_pose(pair.T_world_cam))
+        pixels1 = matching.grid_pixels(128, 128, 3)
+        pixels2, seen = flow.carry(pair, pixels1.astype(np.float64))
+        pixels1, pixels2 = pixels1[seen], np.rint(pixels2[seen])
+        points = geometry.pointmaps_cam1(pair)[0, pixels1[:, 1], pixels1[:, 0]]
+        alone, _ = essential.relative_pose(pixels1, pixels2, pair.K)
+        T, agree = essential.pose_in_points(points, pixels2, pair.K[1])
+        assert agree.all()
+        errors["alone"].append(poses.pose_errors(alone, T_cam2_cam1))
+        errors["map"].append(poses.pose_errors(T, T_cam2_cam1))
+    print(errors)
+    rotation, translation = np.median(errors["map"], 0)
+    assert rotation < 0.8 and translation < 12
+    assert np.median(errors["alone"], 0)[1] > 40
 
 
 @needs_opencv

@@ -60,6 +60,12 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         help="whether both views of a pair have the same sun (default: same)",
     )
     parser.add_argument(
+        "--turns",
+        type=int,
+        choices=(1, 4),
+        help="4: view 2 is tried at its quarter turns (default: as each model wants)",
+    )
+    parser.add_argument(
         "--baselines",
         nargs="*",
         metavar="NAME",
@@ -100,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     programs = {}
     with Progress(len(models), "compile") as progress:
         for name, model in models.items():
-            programs[name] = efficiency.program(model, side, side)
+            programs[name] = efficiency.program(model, side, side, args.turns)
             progress.update(1)
     means = None
     if set(beside) & set(contenders.KNOW_NOTHING):

@@ -97,8 +97,9 @@ def lunar(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def sensor(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """A blur of up to `strength` of a 3 x 3 binomial (round the rim), gamma of e^(+-strength / 2), and noise of up to
-    0.04 `strength` of the range. They are meant for grey images."""
+    """A blur of up to `strength` of a 3 x 3 binomial (round the rim), a gamma of up to
+    e^(+-strength / 2), noise of up to 0.04 `strength` of the range. Meant for grey images.
+    """
     blur, gamma, noise = rng.uniform(0, strength), rng.uniform(-0.5, 0.5) * strength, rng.uniform()
     grey = image[..., 0].astype(np.float32) / 255
     for axis in (0, 1):

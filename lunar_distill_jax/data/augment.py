@@ -118,6 +118,11 @@ def turn_and_swap(pair: StereoPair, rng: np.random.Generator) -> StereoPair:
     return pair
 
 
+def upright(pair: StereoPair) -> StereoPair:
+    """A square pair whose view 2 is turned by the quarters that leave the least roll."""
+    return rotate_view(pair, 1, least_roll(pair))
+
+
 def augment(pair: StereoPair, rng: np.random.Generator) -> StereoPair:
-    """`turn_and_swap`, and a little jitter of brightness and contrast."""
-    return jitter(turn_and_swap(pair, rng), rng, 0.25)
+    """`turn_and_swap`, made `upright`, and a little jitter of brightness and contrast."""
+    return jitter(upright(turn_and_swap(pair, rng)), rng, 0.25)

@@ -48,7 +48,7 @@ def make_sample(
         sample[f"image{view + 1}"] = network_image(pair.image[view])
         sample[f"valid{view + 1}"] = pair.valid[view]
         sample[f"points{view + 1}"] = points[view]
-        sample[f"K{view + 1}"] = pair.K[view].astype(np.float32)
+        sample[f"K{view + 1}"] = np.nan_to_num(pair.K[view]).astype(np.float32)
     if matching:
         assert rng is not None
         found = correspondences.draw(pair, rng, matching, negatives=negatives)
@@ -69,8 +69,8 @@ def make_batch(
 ) -> dict[str, np.ndarray]:
     """-> {"image1", "image2": float32 [B, H, W, 3] in [-1, 1], "valid1", "valid2": bool [B, H, W],
     "points1", "points2": float32 [B, H, W, 3] ground truth in camera 1, km, "T_cam2_cam1": float32
-    [B, 4, 4], km, "K1", "K2": float32 [B, 3, 3]}, and where `matching` > 0 "pixels1", "pixels2": int32 [B, matching, 2] (x, y),
-    "pixels_valid": bool [B, matching] (`correspondences.draw`)
+    [B, 4, 4], km, "K1", "K2": float32 [B, 3, 3]}, and where `matching` > 0 "pixels1", "pixels2":
+    int32 [B, matching, 2] (x, y), "pixels_valid": bool [B, matching] (`correspondences.draw`)
     """
     if augmented:
         pairs = [augment(p, rng) for p, rng in zip(pairs, rngs, strict=True)]

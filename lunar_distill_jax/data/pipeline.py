@@ -123,7 +123,7 @@ def augmented_pair(
     if settings.turn in ("trajectory", "upright"):
         pair = augment.turn_and_swap(pair, rng)
     if settings.turn == "upright":
-        pair = augment.rotate_view(pair, 1, augment.least_roll(pair))
+        pair = augment.upright(pair)
     images = list(pair.image)
     if settings.lunar:
         images = [appearance.lunar(image, rng) for image in images]

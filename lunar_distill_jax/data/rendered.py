@@ -1,7 +1,7 @@
 """Synthetic pairs rendered ahead: kept in files of whole terrains, held in memory in 8 and 16 bits.
 
-Terrain is the dearest part of a scene, so each is seen by several pairs of cameras and under several
-suns, and any two of its suns make a pair: the same geometry under one sun, or under crossed ones.
+Terrain is the dearest part of a scene, so each is seen by several pairs of cameras and under
+several suns, and any two of its suns make a pair: a geometry under one sun, or under crossed ones.
 A shard's file is a pure function of its seed and settings, so it may be made at any time, by any
 process, and again after it was lost.
 """

@@ -6,6 +6,7 @@ Counts hold anywhere; times and memory hold for the device that is named beside 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -44,6 +45,7 @@ class Program:
     """One forward pass over one pair, compiled; call it with two [1, H, W, 3] float32 in [-1, 1].
 
     compile_s: what tracing and compiling took
+    turns:     of view 2 that it tries, as `api.predict`
     size:      H, W
     """
 
@@ -51,18 +53,24 @@ class Program:
     compiled: Any
     compile_s: float
     size: tuple[int, int]
+    turns: int = 1
 
     def __call__(self, image1, image2) -> tuple[Prediction, Prediction]:
         return self.compiled(self.stereo, image1, image2)
 
 
-def program(stereo: api.Stereo, height: int, width: int) -> Program:
-    """Compiles the network for one pair of frames of that size, float32."""
+def program(stereo: api.Stereo, height: int, width: int, turns: int | None = None) -> Program:
+    """Compiles the network for one pair of frames of that size, float32.
+
+    turns: None asks at as many quarter turns as the network wants
+    """
+    turns = stereo.turns if turns is None else turns
     stereo = jax.device_put(stereo)
     image = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
     start = time.perf_counter()
-    compiled = jax.jit(api.predict).lower(stereo, image, image).compile()
-    return Program(stereo, compiled, time.perf_counter() - start, (height, width))
+    predict = jax.jit(functools.partial(api.predict, turns=turns))
+    compiled = predict.lower(stereo, image, image).compile()
+    return Program(stereo, compiled, time.perf_counter() - start, (height, width), turns)
 
 
 def cost(program: Program) -> dict:
@@ -73,7 +81,7 @@ def cost(program: Program) -> dict:
     stereo, (height, width) = program.stereo, program.size
     counts = parameter_counts(stereo.config)
     used = sum(count for part, count in counts.items() if part != "unused")
-    macs = sum(mac_counts(stereo.config, height, width).values())
+    macs = program.turns * sum(mac_counts(stereo.config, height, width).values())
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (2, 1, height, width, 3)).astype(np.float32)
     images = jax.device_put(images)

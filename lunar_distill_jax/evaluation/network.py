@@ -29,12 +29,16 @@ def predictor(
     *,
     matches: bool = False,
     program: efficiency.Program | None = None,
+    turns: int | None = None,
 ):
     """(pairs) -> point maps; short lists are padded to `batch`, so that one program serves all.
 
     program: what predicts pairs of its size, one by one; `batch` is then without meaning
+    turns:   of view 2, as `api.predict`; None: as many as the network wants
     matches: also match the descriptors, and find the relative pose by them if OpenCV is installed
     """
+
+    turns = stereo.turns if turns is None else turns
 
     def predict(pairs: Sequence[StereoPair]) -> list[PointMaps]:
         maps = []
@@ -44,7 +48,10 @@ def predictor(
             chunk = pairs[start : start + count]
             padded = [*chunk, *[chunk[-1]] * (count - len(chunk))]
             images = stack_images(padded)
-            views = program(*images) if program and fits else api.predict(stereo, *images)
+            if program and fits:
+                views = program(*images)
+            else:
+                views = api.predict(stereo, *images, turns=turns)
             points = np.stack([np.asarray(v.pts3d) for v in views], 1)
             conf = np.stack([np.asarray(v.conf) for v in views], 1)
             found = [None] * len(chunk)

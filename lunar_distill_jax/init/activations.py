@@ -30,9 +30,7 @@ class Grid:
     crosses: bool = True
 
     @classmethod
-    def of(
-        cls, positions: np.ndarray, head_size: int, base: float, crosses: bool = True
-    ) -> Grid:
+    def of(cls, positions: np.ndarray, head_size: int, base: float, crosses: bool = True) -> Grid:
         return cls(*(np.asarray(t) for t in rotary_table(positions, head_size, base)), crosses)
 
 

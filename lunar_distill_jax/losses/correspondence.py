@@ -85,6 +85,7 @@ def token_places(flow: Flow, grid: tuple[int, int]) -> tuple[Any, Any]:
     middle = slice(p // 2 - 1, p // 2 + 1)
 
     def centres(x):
+        x = x[:, : grid[0] * p, : grid[1] * p]
         x = x.reshape(b, grid[0], p, grid[1], p, *x.shape[3:])
         return x[:, :, middle, :, middle].swapaxes(2, 3).reshape(b, grid[0] * grid[1], 4, -1)
 

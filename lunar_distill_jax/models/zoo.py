@@ -91,7 +91,7 @@ ARCHITECTURES: dict[str, StereoConfig] = {
         dataclasses.replace(
             MOONLET,
             name="moonlet-student",
-            encoder=dataclasses.replace(MOONLET.encoder, depth=2),
+            encoder=dataclasses.replace(MOONLET.encoder, depth=1),
             decoder=dataclasses.replace(MOONLET.decoder, depth=2),
         ),
         _student("s1", "mobilenetv3", _LARGE, HeadConfig()),

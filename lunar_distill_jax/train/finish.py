@@ -70,6 +70,8 @@ def write_networks(
             # A student is a derived work of its teacher.
             meta["teacher"] = teacher.meta.get("source", teacher.config.name)
             meta["licence"] = teacher.meta.get("licence", "unknown")
+            # Rolls that its teacher does not know it has not learned either.
+            meta |= {k: teacher.meta[k] for k in ("turns",) if k in teacher.meta}
         out[folder] = dataclasses.replace(network, meta=meta)
         if jax.process_index() == 0:
             api.save(out[folder], workdir / folder / file)

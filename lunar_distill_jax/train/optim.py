@@ -48,7 +48,9 @@ class OptimSettings:
 KINDS = ("vectors", "matrices", "orthogonal")
 OPTIMISERS = ("adamw", "muon")
 # Neither reads tokens nor writes them: no basis of theirs is as good as another.
-ADAM_OF_MUON = r".*(stem|patch_embed|head2|plane|local_features/fc2|desc_fine|correspondence|projector).*"
+ADAM_OF_MUON = (
+    r".*(stem|patch_embed|head2|plane|local_features/fc2|desc_fine|correspondence|projector).*"
+)
 NEVER_TRAINED = (r"unused/.*", r"bases/.*")
 
 
