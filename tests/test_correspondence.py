@@ -1,4 +1,4 @@
-"""Where the other view shows a token's ground: targets from exact geometry, and losses that use them."""
+"""Where the other view shows a token's ground: targets of exact geometry, and their losses."""
 
 import jax
 import jax.numpy as jnp

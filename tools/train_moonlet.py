@@ -3,16 +3,16 @@ r"""Trains the embedded teacher `moonlet` from nothing, and packs it into the pa
     .venv/bin/python tools/train_moonlet.py --workdir runs/moonlet
     .venv/bin/python tools/train_moonlet.py --workdir runs/moonlet --pack-only
 
-Runs the stages of configs/moonlet.py one after the other, each by `lunar-distill train`'s own loop in
-WORKDIR/STAGE, then scores what came out on terrain it never saw, by trajectory, under one sun and
-under crossed suns, and writes the weight file and its log into the package. Killed at any moment, the
-same command goes on from the last checkpoint. On Linux
+Runs the stages of configs/moonlet.py one after the other, each by `lunar-distill train`'s own loop
+in WORKDIR/STAGE, then scores what came out on terrain it never saw, by trajectory, under one sun
+and under crossed suns, and writes the weight file and its log into the package. Killed at any
+moment, the same command goes on from the last checkpoint. On Linux
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8000000000:\
 glibc.malloc.trim_threshold=16000000000
 
-makes a step a fifth faster on machines that take freed pages away: XLA asks for its memory anew each
-step.
+makes a step a fifth faster on machines that take freed pages away: XLA asks for its memory anew
+each step.
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ def identity_baseline(means: Means) -> Callable[[Sequence[StereoPair]], list[Poi
 
 
 def random_baseline(means: Means) -> Callable[[Sequence[StereoPair]], list[PointMaps]]:
-    """Predictor: the mean point map of the trajectory, and what matching and pose estimation make of
-    descriptors that are noise."""
+    """Predictor: the mean point map of the trajectory, and what matching and pose estimation make
+    of descriptors that are noise."""
 
     def predict(pairs: Sequence[StereoPair]) -> list[PointMaps]:
         out = []

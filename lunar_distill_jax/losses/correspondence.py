@@ -1,4 +1,4 @@
-"""Teaching a network where its tokens' ground lies in the other view: heads that training alone has.
+"""Teaching a network where its tokens' ground lies in the other view: heads of training alone.
 
 A token's target is the place, among the other view's tokens, of the ground at its own centre. It is
 spread over the four nearest tokens by bilinear weights, so it also says where between them.
@@ -94,7 +94,8 @@ def token_places(flow: Flow, grid: tuple[int, int]) -> tuple[Any, Any]:
 
 
 def bilinear_weights(places, grid: tuple[int, int]):
-    """places [B, N, 2] (x, y) -> [B, N, h w], rows that sum to 1; beyond the rim counts as the rim."""
+    """places [B, N, 2] (x, y) -> [B, N, h w], rows that sum to 1; what lies beyond the rim counts as
+    lying on it."""
     x, y = (
         jnp.clip(places[..., axis], 0, n - 1)[..., None] for axis, n in ((0, grid[1]), (1, grid[0]))
     )

@@ -81,8 +81,8 @@ def fresh_params(config: StereoConfig, seed: int) -> Any:
             rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
             flat[name] = rng.standard_normal(shape, np.float32) * np.float32(deviation)
             if config.head.desc_fine and name.endswith("/local_features/fc2/kernel"):
-                # All pixels of a patch begin with one descriptor: what tells tokens apart is learned
-                # once, and not anew for each of them.
+                # All pixels of a patch begin with one descriptor: what tells tokens apart is then
+                # learned once, and not anew for each of them.
                 pixels = config.encoder.patch**2
                 one = flat[name].reshape(shape[0], -1, pixels)[..., :1]
                 flat[name] = np.ascontiguousarray(np.broadcast_to(one, (*one.shape[:2], pixels)))

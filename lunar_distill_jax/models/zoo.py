@@ -55,8 +55,8 @@ def _pixels(encoder: str) -> str:
     return "unit" if encoder == "vit-ti" else "imagenet"
 
 
-# The embedded teacher, trained from scratch on two CPU cores: hence stem, grid and plane, patches of
-# 8 pixels, a cheap head, and matches found without rotary positions.
+# The embedded teacher, trained from scratch on two CPU cores: hence stem, grid and plane, patches
+# of 8 pixels, a cheap head, and matches found without rotary positions.
 MOONLET = StereoConfig(
     name="moonlet",
     encoder=EncoderConfig(width=128, depth=3, heads=2, patch=8, stem=(24, 48, 128), grid=True),
