@@ -49,6 +49,12 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "--altitude", type=float, metavar="M", help="of camera 1 above the ground, metres"
     )
     parser.add_argument(
+        "--turns",
+        type=int,
+        choices=(1, 4),
+        help="4: the second photograph is tried at its quarter turns (default: as the model wants)",
+    )
+    parser.add_argument(
         "--force", action="store_true", help="write a surface even if the views do not overlap"
     )
     return parser
@@ -118,6 +124,7 @@ def _reconstruct(stereo, one, two, out, args) -> None:
         focal=focal,
         baseline_m=args.baseline,
         altitude_m=args.altitude,
+        turns=args.turns,
     )
     if not made.overlapping and not args.force:
         raise InputError(

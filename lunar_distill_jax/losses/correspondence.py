@@ -94,7 +94,7 @@ def token_places(flow: Flow, grid: tuple[int, int]) -> tuple[Any, Any]:
 
 
 def bilinear_weights(places, grid: tuple[int, int]):
-    """places [B, N, 2] (x, y) -> [B, N, h w], rows that sum to 1; what lies beyond the rim counts as
+    """places [B, N, 2] (x, y) -> [B, N, h w], rows that sum to 1; what is beyond the rim counts as
     lying on it."""
     x, y = (
         jnp.clip(places[..., axis], 0, n - 1)[..., None] for axis, n in ((0, grid[1]), (1, grid[0]))

@@ -119,6 +119,7 @@ def reconstruct(
     focal: tuple[float, float] | None = None,
     baseline_m: float | None = None,
     altitude_m: float | None = None,
+    turns: int | None = None,
 ) -> Reconstruction:
     """3D from two photographs of any size and aspect; check `overlapping` before you believe it.
 
@@ -131,6 +132,8 @@ def reconstruct(
       focal: of both photographs, in their pixels; default: from the points
       baseline_m: distance between the cameras, metres, for the scale
       altitude_m: of camera 1 above the mean plane of its points, metres, for the scale
+      turns: 4 tries the other view at its quarter turns (`api.predict`); default: as the model
+          wants
 
     Raises:
       InputError: a photograph cannot be read, both a baseline and an altitude, a number that is not
@@ -158,8 +161,9 @@ def reconstruct(
                 f"The photograph {path} becomes a frame of {image.shape[0]} x {image.shape[1]} at "
                 f"size {size}, not of multiples of 16: give another size, such as {SIZE}."
             )
-    ahead = _predict(stereo, *frames)
-    back = _predict(stereo, *frames[::-1])
+    turns = stereo.turns if turns is None else turns
+    ahead = _predict(stereo, *frames, turns)
+    back = _predict(stereo, *frames[::-1], turns)
     own = [ahead[0].pts3d, back[0].pts3d]
     K = [
         _intrinsics(points, framed, f)
@@ -220,18 +224,25 @@ def _pose(points: np.ndarray, conf: np.ndarray, K: np.ndarray, path) -> np.ndarr
     return T
 
 
-def _predict(stereo: api.Stereo, image1: np.ndarray, image2: np.ndarray) -> list[Prediction]:
+def _predict(
+    stereo: api.Stereo, image1: np.ndarray, image2: np.ndarray, turns: int
+) -> list[Prediction]:
     """Both views' predictions, float64 and without the batch axis, upright as the frames are."""
     arrays, shapes, turned = [], [], []
     for image in (image1, image2):
         height, width = image.shape[:2]
-        turn = stereo.config.landscape_only and height > width
+        # Of pictures stored transposed no turns are tried: they must stand upright.
+        turn = stereo.config.landscape_only and height > width and turns == 1
         array = image.swapaxes(0, 1) if turn else image
         arrays.append(array[None].astype(np.float32) / 127.5 - 1)
         shapes.append(np.array([[height, width]]))
         turned.append(turn)
     out = []
-    for prediction, turn in zip(api.predict(stereo, *arrays, *shapes), turned, strict=True):
+    if turns > 1:
+        predictions = api.predict(stereo, *arrays, turns=turns)
+    else:
+        predictions = api.predict(stereo, *arrays, *shapes)
+    for prediction, turn in zip(predictions, turned, strict=True):
         values = {
             field: np.asarray(getattr(prediction, field)[0], np.float64)
             for field in ("pts3d", "conf", "desc", "desc_conf")
