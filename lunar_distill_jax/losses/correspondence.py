@@ -63,7 +63,7 @@ def _flow(points, valid, K, depth, depth_valid) -> Flow:
     ahead = points[..., 2] > 0
     pixels = seen[..., :2] / jnp.where(ahead, seen[..., 2], 1.0)[..., None]
     nearest = jnp.rint(pixels).astype(jnp.int32)
-    size = jnp.array([width, height])
+    size = jnp.array([width, height])[None, None, None]
     inside = ((pixels >= 0) & (pixels <= size - 1)).all(-1)
     x, y = jnp.moveaxis(jnp.clip(nearest, 0, size - 1), -1, 0)
     index = (y * width + x).reshape(len(depth), -1)
@@ -99,8 +99,9 @@ def bilinear_weights(places, grid: tuple[int, int]):
     x, y = (
         jnp.clip(places[..., axis], 0, n - 1)[..., None] for axis, n in ((0, grid[1]), (1, grid[0]))
     )
-    across = jnp.maximum(1 - jnp.abs(x - np.arange(grid[1])), 0)
-    down = jnp.maximum(1 - jnp.abs(y - np.arange(grid[0])), 0)
+    columns, rows = (np.arange(n, dtype=np.float32)[None, None] for n in (grid[1], grid[0]))
+    across = jnp.maximum(1 - jnp.abs(x - columns), 0)
+    down = jnp.maximum(1 - jnp.abs(y - rows), 0)
     weights = down[..., :, None] * across[..., None, :]
     return weights.reshape(*places.shape[:2], -1)
 
@@ -162,7 +163,8 @@ def terms(predictions, heads: Mapping[str, Any], flow, on: Sequence[str]) -> dic
         means = []
         for prediction, truth in zip(predictions, seen, strict=True):
             head = heads["covisible"]
-            logit = (_last(prediction.features["decoder"]) @ head["kernel"])[..., 0] + head["bias"]
+            logit = (_last(prediction.features["decoder"]) @ head["kernel"])[..., 0]
+            logit = logit + head["bias"][0]
             means.append(Mean.of(jax.nn.softplus(logit) - truth * logit))
         out["covisibility"] = 0.5 * (means[0] + means[1])
     return out

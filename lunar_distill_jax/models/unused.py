@@ -39,10 +39,14 @@ def beyond_reference(config: StereoConfig) -> dict[str, Any]:
     plain = dataclasses.replace(config, head=dataclasses.replace(config.head, hooks=()))
     if config.hooks != plain.hooks:
         other["head.hooks"] = config.hooks
+    if not config.decoder.rotary_cross:
+        other["decoder.rotary_cross"] = False
     encoder = config.encoder
     if isinstance(encoder, EncoderConfig):
         values = {f"encoder.{key}": getattr(encoder, key) for key in ("stem", "grid")}
         other |= {name: value for name, value in values.items() if value}
+        if encoder.patch != reference.encoder.patch:
+            other["encoder.patch"] = encoder.patch
     elif not isinstance(encoder.model, MobileNetV3Config | ViTConfig):
         other["encoder.model.family"] = encoder.model.family
     elif encoder.width != config.decoder.width:
