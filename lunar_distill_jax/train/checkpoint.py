@@ -91,7 +91,8 @@ class Checkpoints:
         `state` itself and {} if there is none. One that cannot be read is moved aside, which is
         said on stderr, and the one before it is taken.
 
-        only: names of students; others may be in the checkpoint and are left there
+        only: names of students; others may be in the checkpoint and are left there, and the losses
+            that had a weight there need not be those of `state`
 
         Raises:
           InputError: what was saved is the state of another network or other losses, or none of
@@ -101,6 +102,8 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
+                if only is not None:
+                    shapes = self._with_saved_weights(step, shapes)
                 self._check_match(step, shapes, only)
                 args = ocp.args.Composite(
                     state=ocp.args.PyTreeRestore(
@@ -137,6 +140,16 @@ class Checkpoints:
         )
         self._manager.close()
         self._manager = self._open()
+
+    def _with_saved_weights(self, step: int, shapes: TrainState) -> TrainState:
+        """`shapes` with the losses' weights that the checkpoint holds."""
+        leaves = jax.tree.leaves(self._manager.item_metadata(step)["state"])
+        students = {}
+        for name, student in shapes.students.items():
+            start = f"students.{name}.weights."
+            terms = [leaf.name.removeprefix(start) for leaf in leaves if leaf.name.startswith(start)]
+            students[name] = student.replace(weights=dict.fromkeys(terms, student.lr))
+        return shapes.replace(students=students)
 
     def _check_match(self, step: int, shapes: TrainState, only: Collection[str] | None) -> None:
         """Compares names, shapes and dtypes before any array is read: orbax itself fails midway."""

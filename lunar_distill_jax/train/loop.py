@@ -154,11 +154,8 @@ def train_together(
         state, record = checkpoints.restore(state)
         folders_of.check_config(workdir, config.to_dict())
         if not record and config.start_from:
-            bare = {n: s.replace(weights={}) for n, s in state.students.items()}
             with Checkpoints(config.start_from, 1) as other:
-                taken, found = other.restore(
-                    dataclasses.replace(state, students=bare), only=list(students)
-                )
+                taken, found = other.restore(state, only=list(students))
             if not found:
                 raise InputError(
                     f"config.start_from is {config.start_from}, which holds no checkpoint: give "
