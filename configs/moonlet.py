@@ -34,11 +34,20 @@ def get_config(stage: str = "match"):
     )
     c.pipeline.update(on=True, sizes=((128, 128),), crop="centre", turn="upright")
     c.pipeline.update(jitter=0.25, sensor=0.5)
-    c.loss.update(tokens=1.0, attention=1.0, covisibility=0.2, matching=0.05)
-    c.loss_settings.matching.source = "flow"
-    c.loss_settings.points.weighting = "none"
-    c.optim.update(kind="muon", lr=2e-3, final=1.5e-3, warmup=30, ema=0.998)
-    c.steps = 600
+    matching, points = c.loss_settings.matching, c.loss_settings.points
+    matching.source, points.weighting = "flow", "none"
+    c.optim.update(kind="muon", lr=1.5e-3, final=1.45e-3)
+    if stage == "match":
+        c.steps, c.optim.lr, c.optim.warmup = 500, 2e-3, 30
+        c.loss.update(tokens=1.0, attention=1.0, covisibility=0.2, matching=0.05)
+    elif stage == "surface":
+        c.steps, c.optim.warmup = 400, 20
+        c.loss.update(points=1.0, relief=4.0, matching=0.2, attention=0.5, covisibility=0.1)
+    else:
+        c.steps, c.optim.final = 520, 2e-5
+        c.loss.update(points=2.0, relief=8.0, matching=0.05, attention=0.3, covisibility=0.1)
+        # From here on the network says how sure it is, of points and of descriptors.
+        points.weighting, matching.confidence, matching.negatives = "confidence", "mean", 0.9
     if stage != "match":
         c.start_from = f"{FOLDER}/{STAGES[STAGES.index(stage) - 1]}"
     c.log_every, c.checkpoint_every, c.tensorboard = 10, 100, False

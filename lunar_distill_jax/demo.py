@@ -32,13 +32,13 @@ def get_config(mode: str = "full") -> mlc.ConfigDict:
     if mode not in ("full", "tiny"):
         raise ValueError(f"Unknown mode {mode!r}: expected 'full' or 'tiny'.")
     c = mlc.ConfigDict()
-    c.seed, c.steps, c.batch = 0, 220, 8
+    c.seed, c.steps, c.batch = 0, 60, 8
     c.teacher, c.student, c.init = "moonlet", "moonlet-student", "inherit"
     c.augment, c.matches = True, 128
-    c.data = dict(source=SOURCE, size=128, geometries=192, seed=TRAINING_SEEDS)
-    c.evaluate = dict(source=SOURCE, size=128, geometries=36, seed=0)
+    c.data = dict(source=SOURCE, size=128, geometries=144, seed=TRAINING_SEEDS)
+    c.evaluate = dict(source=SOURCE, size=128, geometries=24, seed=0)
     c.loss = dict(points=3.0, features=0.3, relief=10.0, gradient=0.0, matching=0.0)
-    c.optim = dict(lr=5e-4, final=2e-5, warmup=20, weight_decay=0.05, clip=1.0)
+    c.optim = dict(lr=5e-4, final=2e-5, warmup=5, weight_decay=0.05, clip=1.0)
     c.log_every, c.checkpoint_every = 5, 100
     if mode == "tiny":
         c.steps, c.batch, c.log_every = 4, 4, 1

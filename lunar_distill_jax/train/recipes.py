@@ -56,14 +56,15 @@ def blendedmvs(student: str, mode: str, *, tiny_student: str) -> mlc.ConfigDict:
 
 
 def synthetic(student: str, mode: str, *, tiny_student: str) -> mlc.ConfigDict:
-    """The embedded teacher on rendered ground: no download, 96 pixels as `moonlet` was trained."""
+    """The embedded teacher on rendered ground: no download, 128 pixels as `moonlet` was trained."""
     c = run_config()
     c.teacher, c.student, c.init = "moonlet", student, "fresh"
     c.steps, c.batch, c.matches = 2000, 8, 128
     c.loss.update(points=3.0, features=0.3, relief=10.0)
     c.optim.update(lr=5e-4, final=2e-5, warmup=100)
-    c.data = data_block(source="synthetic", size=96, geometries=2000, seed=TRAINING_SEEDS)
-    c.sets = mlc.ConfigDict({"unseen": data_block(source="synthetic", size=96, geometries=36)})
+    moon = "synthetic:stereolunar"
+    c.data = data_block(source=moon, size=128, geometries=2000, seed=TRAINING_SEEDS)
+    c.sets = mlc.ConfigDict({"unseen": data_block(source=moon, size=128, geometries=36)})
     c.log_every, c.checkpoint_every = 10, 200
     c.evaluate_every = c.pictures_every = 400
     return finish(c, mode, tiny_student)
