@@ -103,7 +103,8 @@ def test_dynamic_views_turn_apart_and_are_then_made_upright():
     pair = tiny.plane_pair(0, trajectory="dynamic")
     augmented = [augment.augment(pair, np.random.default_rng(i)) for i in range(40)]
     assert max(abs(relative_roll(p)) for p in augmented) <= np.pi / 4 + 1e-9
-    rolls = [relative_roll(augment.turn_and_swap(pair, np.random.default_rng(i))) for i in range(40)]
+    turned = [augment.turn_and_swap(pair, np.random.default_rng(i)) for i in range(40)]
+    rolls = [relative_roll(p) for p in turned]
     quarters = np.unique(np.rint(np.array(rolls) / (np.pi / 2)).astype(int) % 4)
     assert quarters.tolist() == [0, 1, 2, 3]
 

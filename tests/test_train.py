@@ -275,13 +275,37 @@ def test_gradients_are_clipped_by_their_global_norm():
     params = {"a": jnp.zeros(2), "b": jnp.zeros((1, 2))}
     large = {"a": jnp.array([30.0, 0]), "b": jnp.array([[0.0, 40]])}
     _, state = updated(params, large, weight_decay=0.0)
-    vectors, matrices = (optax.tree.get(state, "inner_states")[k] for k in optim.KINDS)
+    inner = optax.tree.get(state, "inner_states")
+    vectors, matrices = inner["vectors"], inner["matrices"]
     # 0.1 of the clipped gradient: beta 0.9
     np.testing.assert_allclose(optax.tree.get(vectors, "mu"), [0.06, 0], rtol=1e-6)
     np.testing.assert_allclose(optax.tree.get(matrices, "mu")["b"], [[0, 0.08]], rtol=1e-6)
     # 0.05 of its square: beta 0.95
     np.testing.assert_allclose(optax.tree.get(vectors, "nu"), [0.05 * 0.36, 0], rtol=1e-5)
     np.testing.assert_allclose(optax.tree.get(matrices, "nu")["b"], [[0, 0.05 * 0.64]], rtol=1e-5)
+
+
+def test_muons_steps_are_orthogonal_and_as_long_as_adams():
+    rng = np.random.default_rng(0)
+    shapes = {"block/kernel": (6, 24), "conv/kernel": (3, 3, 2, 8), "head2/kernel": (6, 24)}
+    params = {"bias": jnp.zeros(3)}
+    grads = {"bias": jnp.ones(3)}
+    for name, shape in shapes.items():
+        params[name] = jnp.zeros(shape)
+        grads[name] = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    directions, _ = updated(params, grads, kind="muon", weight_decay=0.0, clip=1e9)
+    for name in ("block/kernel", "conv/kernel"):
+        step = np.asarray(directions[name])
+        matrix = step.reshape(-1, step.shape[-1])
+        scale = 0.2 * max(matrix.shape) ** 0.5
+        # Five Newton-Schulz rounds bring singular values to 0.7 to 1.2 of that (Jordan 2024).
+        values = np.linalg.svd(matrix, compute_uv=False) / scale
+        assert 0.6 < values.min() and values.max() < 1.3
+        assert 0.12 < np.sqrt((matrix**2).mean()) < 0.26
+    for name in ("head2/kernel", "bias"):  # Adam's first step is the sign
+        np.testing.assert_allclose(directions[name], np.sign(grads[name]), rtol=1e-4)
+    with pytest.raises(InputError, match="optim.kind is 'sgd': choose from adamw, muon"):
+        optim.OptimSettings(steps=1, kind="sgd")
 
 
 def test_multipliers_are_by_name_and_the_first_match_counts():

@@ -251,6 +251,21 @@ def test_a_subset_of_students_goes_on_elsewhere(pairs, teacher, student, tmp_pat
     assert_same(one["b"], both["b"])
 
 
+def test_the_next_stage_may_have_other_losses(pairs, student, tmp_path):
+    first = get_config(steps=2, loss={"points": 1.0, "features": 0.0, "attention": 1.0})
+    first.loss.gradient = first.loss.matching = 0.0
+    one = train_together(first, tmp_path / "one", pairs, teacher=None, students={"": [student]})[""]
+    second = get_config(steps=1, optim={"lr": 0.0, "final": 0.0}, start_from=str(tmp_path / "one"))
+    second.loss.features = second.loss.gradient = second.loss.matching = 0.0
+    two = train_together(second, tmp_path / "two", pairs, teacher=None, students={"": [student]})[
+        ""
+    ]
+    assert_same(one, two)
+    second.start_from = str(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="start_from is .*nowhere, which holds no checkpoint"):
+        train_together(second, tmp_path / "three", pairs, teacher=None, students={"": [student]})
+
+
 # Processes that are killed ------------------------------------------------------------------------
 
 

@@ -147,7 +147,7 @@ class Checkpoints:
         students = {}
         for name, student in shapes.students.items():
             start = f"students.{name}.weights."
-            terms = [leaf.name.removeprefix(start) for leaf in leaves if leaf.name.startswith(start)]
+            terms = [n.removeprefix(start) for leaf in leaves if (n := leaf.name).startswith(start)]
             students[name] = student.replace(weights=dict.fromkeys(terms, student.lr))
         return shapes.replace(students=students)
 

@@ -1,4 +1,4 @@
-"""AdamW by name: which parameters train, how fast, which decay; the rate is an argument."""
+"""AdamW or Muon by name: which parameters train, how fast, which decay; the rate is an argument."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from lunar_distill_jax.errors import InputError
+
+OPTIMISERS = ("adamw", "muon")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +45,13 @@ class OptimSettings:
     freeze: tuple[str, ...] = ()
     multipliers: tuple[tuple[str, float], ...] = ()
 
+    def __post_init__(self):
+        if self.kind not in OPTIMISERS:
+            raise InputError(f"optim.kind is {self.kind!r}: choose from {', '.join(OPTIMISERS)}.")
+
 
 # No computation reads the one; a basis is given (`losses.features.in_basis`).
 KINDS = ("vectors", "matrices", "orthogonal")
-OPTIMISERS = ("adamw", "muon")
 # Neither reads tokens nor writes them: no basis of theirs is as good as another.
 ADAM_OF_MUON = (
     r".*(stem|patch_embed|head2|plane|local_features/fc2|desc_fine|correspondence|projector).*"
