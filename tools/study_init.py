@@ -34,7 +34,7 @@ from lunar_distill_jax.init.structured import inherited_encoder
 from lunar_distill_jax.init.student import METHODS, init_student
 from lunar_distill_jax.init.tree import flatten, unflatten
 from lunar_distill_jax.models.compute import Compute
-from lunar_distill_jax.models.config import DecoderConfig, EncoderConfig, StereoConfig
+from lunar_distill_jax.models.config import EncoderConfig, StereoConfig
 from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.train import forward
 from lunar_distill_jax.train.checkpoint import Checkpoints
@@ -44,7 +44,7 @@ from lunar_distill_jax.train.state import init_student as first_state
 from lunar_distill_jax.train.step import make_train_step
 from lunar_distill_jax.types import StereoPair
 
-SIZE = 96  # what the teacher was trained at
+SIZE = 128  # what the teacher was trained at
 FIRST_SEED = TRAINING_SEEDS + 20_000  # of the training terrain
 LOOKS = (0, 50, 100, 200, 300, 500, 700, 1000)
 LOG = "study.jsonl"
@@ -59,7 +59,9 @@ def student_config(teacher: StereoConfig) -> StereoConfig:
         teacher,
         name=f"half-{teacher.name}",
         encoder=dataclasses.replace(e, depth=e.depth // 2),
-        decoder=DecoderConfig(d.width // 2, d.depth // 2, d.heads // 2, d.mlp_ratio),
+        decoder=dataclasses.replace(
+            d, width=d.width // 2, depth=d.depth // 2, heads=max(1, d.heads // 2)
+        ),
     )
 
 
