@@ -17,6 +17,7 @@ from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.train import optim
 from lunar_distill_jax.train.loop import METRICS, STUDENT, read_history, train
 from lunar_distill_jax.train.plan import base_config, check_settings, complete
+from lunar_distill_jax.train.state import flatten, unflatten
 
 STEPS = 9
 STUDENT_CONFIG = dataclasses.replace(
@@ -288,12 +289,12 @@ def test_gradients_are_clipped_by_their_global_norm():
 def test_muons_steps_are_orthogonal_and_as_long_as_adams():
     rng = np.random.default_rng(0)
     shapes = {"block/kernel": (6, 24), "conv/kernel": (3, 3, 2, 8), "head2/kernel": (6, 24)}
-    params = {"bias": jnp.zeros(3)}
     grads = {"bias": jnp.ones(3)}
-    for name, shape in shapes.items():
-        params[name] = jnp.zeros(shape)
-        grads[name] = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    directions, _ = updated(params, grads, kind="muon", weight_decay=0.0, clip=1e9)
+    grads |= {k: jnp.asarray(rng.normal(size=shape), jnp.float32) for k, shape in shapes.items()}
+    tree = unflatten(grads)
+    zeros = jax.tree.map(jnp.zeros_like, tree)
+    directions, _ = updated(zeros, tree, kind="muon", weight_decay=0.0, clip=1e9)
+    directions = flatten(directions)
     for name in ("block/kernel", "conv/kernel"):
         step = np.asarray(directions[name])
         matrix = step.reshape(-1, step.shape[-1])
