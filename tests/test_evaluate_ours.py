@@ -27,8 +27,8 @@ ZERO = (  # what a perfect prediction scores zero on, and how far float64 is fro
 ZERO_POSE = "point_error_baseline_pct rra_points_deg rta_points_deg vcre_px vcre_own_px".split()
 FULL = (
     "within_half_gsd_pct within_1_gsd_pct within_2_gsd_pct within_4_gsd_pct delta_101_pct "
-    "delta_102_pct delta_105_pct match_within_1pct pose_auc5 pose_auc10 pose_auc20 "
-    "pose_points_auc5 pose_points_auc10 pose_points_auc20"
+    "delta_102_pct delta_105_pct match_within_1pct match_within_2px match_within_4px "
+    "pose_auc5 pose_auc10 pose_auc20 pose_points_auc5 pose_points_auc10 pose_points_auc20"
 ).split()
 
 
@@ -156,7 +156,9 @@ INJECTIONS = {
         lambda p, a, pair: shaken(p, a),
         (0, 0.1, 0.4, 2.0),
         {"match_error_px", "epipolar_error_px"},
-        set(ours.METRICS) - {"match_error_px", "epipolar_error_px", "match_within_1pct"},
+        set(ours.METRICS)
+        - {"match_error_px", "epipolar_error_px", "match_within_1pct"}
+        - {"match_within_2px", "match_within_4px"},
     ),
     "rotation": (
         lambda p, a, pair: turned(p, a),

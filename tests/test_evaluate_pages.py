@@ -179,7 +179,7 @@ def test_names_of_models(moon, tmp_path, monkeypatch):
     assert contenders.common_side(models) == 128
     with pytest.raises(InputError, match="test is given twice"):
         contenders.networks(["test", "test"])
-    with pytest.raises(InputError, match="no baseline 'sgbm': choose from plane, sift, sgm"):
+    with pytest.raises(InputError, match="no baseline 'sgbm': choose from mean, identity, random"):
         contenders.check(["plane", "sgbm"])
 
 
