@@ -98,7 +98,7 @@ def exact(monkeypatch, tmp_path):
         paths.append(tmp_path / f"view{view}.png")
         Image.fromarray(made.image[view]).resize((128, 96)).save(paths[-1])
 
-    def predict(stereo, image1, image2):
+    def predict(stereo, image1, image2, turns):
         first = 0 if np.array_equal(image1, predict.frames[0]) else 1
         T = T_cam1_cam2 if first == 0 else geometry.inverse(T_cam1_cam2)
         desc = np.random.default_rng(0).normal(size=(48, 64, 8))

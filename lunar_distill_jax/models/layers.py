@@ -136,8 +136,9 @@ class CrossAttention(nn.Module):
         k = split_heads(dense(use_bias=self.key_bias, name="k")(memory), self.heads)
         v = split_heads(dense(name="v")(memory), self.heads)
         q, k = rope(q), memory_rope(k)
-        self.sow("cross", "queries", q)
-        self.sow("cross", "keys", k)
+        if not self.is_initializing():  # `init` returns parameters, not what was computed
+            self.sow("cross", "queries", q)
+            self.sow("cross", "keys", k)
         x = merge_heads(attention(q, k, v, self.attention))
         return dense(name="proj")(x)
 
