@@ -172,6 +172,8 @@ def _text(args: argparse.Namespace, models: Mapping, side: int, result):
         words += ["--model", name]
     words += ["--data", args.data, "--out", args.out, "--protocol", args.protocol]
     words += ["--size", str(side), "--lighting", args.lighting, "--seed", str(args.seed)]
+    if args.turns is not None:
+        words += ["--turns", str(args.turns)]
     if rendered:
         words += ["--geometries", str(args.geometries)]
     if args.baselines is not None:

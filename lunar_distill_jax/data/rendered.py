@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -87,13 +88,9 @@ class RenderedPairs(Sequence[StereoPair]):
     Pair i shows geometry i // 6 under `LIGHTINGS[i % 6]`.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike, rendering: Rendering, *, shards: slice = slice(None)
-    ):
-        """shards: only these files are rendered and held"""
+    def __init__(self, folder: str | os.PathLike, rendering: Rendering):
         folder = atomic.make_folder(folder)
-        count = -(-rendering.terrains // SHARD)
-        wanted = range(count)[shards]
+        wanted = range(-(-rendering.terrains // SHARD))
         missing = [i for i in wanted if not self._path(folder, rendering, i).is_file()]
         if missing:
             with Progress(len(missing), "render shards") as progress:
@@ -111,7 +108,9 @@ class RenderedPairs(Sequence[StereoPair]):
 
     @staticmethod
     def _path(folder: pathlib.Path, rendering: Rendering, shard: int) -> pathlib.Path:
-        return folder / f"{rendering.seed}-{rendering.size}-{shard:04d}.npz"
+        # Of other settings are other files: none is taken for what it is not.
+        settings = zlib.crc32(repr(rendering).encode())
+        return folder / f"{rendering.seed}-{rendering.size}-{settings:08x}-{shard:04d}.npz"
 
     def __len__(self) -> int:
         return int(self._ends[-1]) * len(LIGHTINGS)
