@@ -89,6 +89,7 @@ def _batch(c, matches: int) -> dict[str, jax.ShapeDtypeStruct]:
     height, width = max(sizes, key=lambda s: s[0] * s[1])
     frame = (c.batch, height, width)
     out = {"T_cam2_cam1": jax.ShapeDtypeStruct((c.batch, 4, 4), np.float32)}
+    out |= {f"K{v}": jax.ShapeDtypeStruct((c.batch, 3, 3), np.float32) for v in (1, 2)}
     for view in "12":
         out[f"image{view}"] = out[f"points{view}"] = jax.ShapeDtypeStruct((*frame, 3), np.float32)
         out[f"valid{view}"] = jax.ShapeDtypeStruct(frame, bool)
