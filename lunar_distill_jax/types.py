@@ -67,8 +67,8 @@ class PointMaps:
                  where the predictor has no answer
     conf:        float32 [2, H, W]     higher is surer; ones where the predictor has no opinion
     matches:     float [N, 4]          pixels (x1, y1, x2, y2) of one ground; None if not looked for
-    T_cam2_cam1: float64 [4, 4]        relative pose from the matches, |t| = 1; NaN if it was sought
-                 in vain, None if not sought
+    T_cam2_cam1: float64 [4, 4]        relative pose from the matches, its translation of any
+                 length; NaN if it was sought in vain, None if not sought
     """
 
     points_cam1: np.ndarray
