@@ -9,7 +9,7 @@ import tiny
 from lunar_distill_jax import geometry
 from lunar_distill_jax.evaluation import flow, poses
 from lunar_distill_jax.moon import make_pair
-from lunar_distill_jax.twoview import essential, focal, matching, pnp
+from lunar_distill_jax.twoview import adjust, essential, focal, matching, pnp
 
 GOLDENS = pathlib.Path(__file__).parents[2] / "shared" / "goldens"
 needs_goldens = pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no goldens at {GOLDENS}")
@@ -170,44 +170,81 @@ def test_pose_from_matches_of_two_different_cameras():
 
 
 @needs_opencv
-def test_a_map_of_one_view_settles_what_matches_alone_leave_open():
+def test_maps_settle_what_matches_alone_leave_open():
     """Near-planar ground, a short baseline, perfect matches rounded to pixels of a small frame."""
-    errors = {"alone": [], "map": []}
+    errors = {"alone": [], "maps": []}
     for seed in range(7):
         pair = make_pair(seed, "nadir", 128)
-        T_cam2_cam1 = geometry.inverse(geometry.relative_pose(pair.T_world_cam))
-        pixels1 = matching.grid_pixels(128, 128, 3)
-        pixels2, seen = flow.carry(pair, pixels1.astype(np.float64))
-        pixels1, pixels2 = pixels1[seen], np.rint(pixels2[seen])
-        points = geometry.pointmaps_cam1(pair)[0, pixels1[:, 1], pixels1[:, 0]]
+        points, pixels1, pixels2, T_cam2_cam1 = seen_by_both(pair)
+        pixels2 = np.rint(pixels2)
         alone, _ = essential.relative_pose(pixels1, pixels2, pair.K)
-        T, agree = essential.pose_in_points(points, pixels2, pair.K[1])
-        assert agree.all()
+        fit = adjust.adjust(points, np.concatenate([pixels1, pixels2], 1), pair.K)
+        assert fit.agree.all()
         errors["alone"].append(poses.pose_errors(alone, T_cam2_cam1))
-        errors["map"].append(poses.pose_errors(T, T_cam2_cam1))
-    print(errors)
-    rotation, translation = np.median(errors["map"], 0)
-    assert rotation < 0.8 and translation < 12
+        errors["maps"].append(poses.pose_errors(fit.T_cam2_cam1, T_cam2_cam1))
+    rotation, translation = np.median(errors["maps"], 0)
+    assert rotation < 0.5 and translation < 8
     assert np.median(errors["alone"], 0)[1] > 40
 
 
-@needs_opencv
-def test_a_pose_in_points_bears_wrong_matches():
+def seen_by_both(pair):
+    """-> true points of both views, pixels [N, 2] of both, T_cam2_cam1."""
+    T_cam2_cam1 = geometry.inverse(geometry.relative_pose(pair.T_world_cam))
+    pixels1 = matching.grid_pixels(*pair.valid.shape[1:], 3)
+    pixels2, seen = flow.carry(pair, pixels1.astype(np.float64))
+    return geometry.pointmaps_cam1(pair), pixels1[seen], pixels2[seen], T_cam2_cam1
+
+
+@pytest.mark.parametrize("trajectory", ["nadir", "oblique", "dynamic"])
+def test_an_adjustment_leaves_what_agrees(trajectory):
+    pair = make_pair(2, trajectory, 96)
+    points, pixels1, pixels2, T_cam2_cam1 = seen_by_both(pair)
+    fit = adjust.adjust(points, np.concatenate([pixels1, pixels2], 1), pair.K)
+    rotation, translation = poses.pose_errors(fit.T_cam2_cam1, T_cam2_cam1)
+    assert rotation < 1e-3 and translation < 0.02
+    for own, true in zip(fit.points, points, strict=True):
+        np.testing.assert_allclose(own, true, rtol=0, atol=1e-3 * np.abs(true).max())
+
+
+def test_an_adjustment_takes_tilts_out():
+    """Both maps bent, and the second moved as by a wrong pose: matches set all right."""
+    pair = make_pair(2, "oblique", 96)
+    points, pixels1, pixels2, T_cam2_cam1 = seen_by_both(pair)
+    maps = adjust.slow_maps(essential.frame_rays((96, 96), pair.K[0]))
+    turn = geometry.inverse(T_cam2_cam1)
+    turn[:3, :3] = turn[:3, :3] @ np.diag([1, np.cos(0.05), np.cos(0.05)])
+    turn[1, 2], turn[2, 1] = turn[1, 2] - np.sin(0.05), turn[2, 1] + np.sin(0.05)
+    own2 = geometry.transform(T_cam2_cam1, points[1])
+    bend = [np.exp(maps @ np.array(b)) for b in ([0.04, -0.03, 0, 0.01, 0], [0, 0.05, 0, 0, 0.01])]
+    bent = points[0] * bend[0][..., None], geometry.transform(turn, own2 * bend[1][..., None])
+    fit = adjust.adjust(bent, np.concatenate([pixels1, pixels2], 1), pair.K)
+    before = _worst(bent, points), poses.pose_errors(geometry.inverse(turn), T_cam2_cam1)
+    after = _worst(fit.points, points), poses.pose_errors(fit.T_cam2_cam1, T_cam2_cam1)
+    print(before, after)
+    assert after[0] < before[0] / 4 and after[1][0] < before[1][0] / 4
+
+
+def _worst(points, true):
+    """Median distance after one scale, as a fraction of the depth: the worse of two views."""
+    scale = np.median(true[0][..., 2]) / np.median(points[0][..., 2])
+    off = [np.linalg.norm(scale * p - t, axis=-1) for p, t in zip(points, true, strict=True)]
+    return max(float(np.nanmedian(o)) for o in off) / np.median(true[0][..., 2])
+
+
+def test_an_adjustment_bears_wrong_matches():
     pair = make_pair(1, "oblique", 128)
     rng = np.random.default_rng(0)
-    T_cam2_cam1 = geometry.inverse(geometry.relative_pose(pair.T_world_cam))
-    pixels1 = rng.integers(4, 124, (600, 2))
-    pixels2, seen = flow.carry(pair, pixels1.astype(np.float64))
-    pixels1, pixels2 = pixels1[seen], pixels2[seen] + rng.normal(0, 1, (seen.sum(), 2))
+    points, pixels1, pixels2, T_cam2_cam1 = seen_by_both(pair)
+    pixels2 = pixels2 + rng.normal(0, 1, pixels2.shape)
     wrong = rng.uniform(size=len(pixels2)) < 0.6
     pixels2[wrong] = rng.uniform(0, 127, (wrong.sum(), 2))
-    points = geometry.pointmaps_cam1(pair)[0, pixels1[:, 1], pixels1[:, 0]]
-    T, agree = essential.pose_in_points(points, pixels2, pair.K[1])
-    rotation, translation = poses.pose_errors(T, T_cam2_cam1)
+    matches = np.concatenate([pixels1, pixels2], 1)
+    fit = adjust.adjust(points, matches, pair.K)
+    rotation, translation = poses.pose_errors(fit.T_cam2_cam1, T_cam2_cam1)
     assert rotation < 1 and translation < 5
-    assert agree[wrong].mean() < 0.1 and agree[~wrong].mean() > 0.8
-    assert essential.pose_in_points(points[:7], pixels2[:7], pair.K[1]) is None
-    assert essential.pose_in_points(points * np.nan, pixels2, pair.K[1]) is None
+    assert fit.agree[wrong].mean() < 0.1 and fit.agree[~wrong].mean() > 0.8
+    assert adjust.adjust(points, matches[:7], pair.K) is None
+    assert adjust.adjust(points * np.nan, matches, pair.K) is None
 
 
 def test_triangulation_says_where_there_is_no_point():

@@ -57,7 +57,10 @@ def score(stereo: api.Stereo, geometries: int) -> dict[str, dict]:
     side = stereo.training_side or 128
     source = "synthetic:stereolunar"
     means = contenders.rendered_means(source, side)
-    models = {"moonlet": predictor(stereo, matches=True)}
+    models = {
+        "moonlet": predictor(stereo, matches=True),
+        "moonlet_adjusted": predictor(stereo, adjust=True),
+    }
     models |= {f"baseline_{name}": make(means) for name, make in contenders.KNOW_NOTHING.items()}
     out = {}
     for lighting in ("same", "cross"):

@@ -13,8 +13,9 @@ import numpy as np
 
 from lunar_distill_jax import geometry
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.evaluation.network import match, pose_of_matches
+from lunar_distill_jax.evaluation.network import match
 from lunar_distill_jax.twoview import matching
+from lunar_distill_jax.twoview.adjust import adjust
 from lunar_distill_jax.types import PointMaps, StereoPair
 
 RANDOM_CHANNELS = 16
@@ -147,7 +148,8 @@ def random_baseline(means: Means) -> Callable[[Sequence[StereoPair]], list[Point
             desc = rng.standard_normal((*pair.valid.shape, RANDOM_CHANNELS), np.float32)
             desc /= np.linalg.norm(desc, axis=-1, keepdims=True)
             matches = match(list(desc), [np.ones(v.shape) for v in pair.valid])
-            T = pose_of_matches(matches, points[0], pair)
+            fit = adjust(points, matches, pair.K)
+            T = np.full((4, 4), np.nan) if fit is None else fit.T_cam2_cam1
             found = _without_opinion(points)
             out.append(dataclasses.replace(found, matches=matches, T_cam2_cam1=T))
         return out

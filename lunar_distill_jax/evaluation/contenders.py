@@ -70,18 +70,20 @@ def predictors(
     means: baselines.Means | None = None,
     *,
     floor: bool = True,
+    adjust: bool = False,
 ) -> dict[str, Predictor]:
     """Name -> predictor: the networks, then "baseline_NAME" of each in `beside`, "noise_floor".
 
     programs: the networks, compiled for the evaluated frames
     stored: an evaluated pair -> the same pair as it is stored
     means: for the baselines that know nothing else; without it they are left out
+    adjust: networks answer with the maps that their matches bend (`network.predictor`)
 
     Raises:
       InputError: a baseline that there is not, or whose library is absent.
     """
     out: dict[str, Predictor] = {
-        name: predictor(program.stereo, matches=True, program=program)
+        name: predictor(program.stereo, matches=True, program=program, adjust=adjust)
         for name, program in programs.items()
     }
     for name in beside:

@@ -14,7 +14,8 @@ from lunar_distill_jax.data.source import open_pairs
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.evaluation import efficiency, run
 from lunar_distill_jax.evaluation.protocol import PROTOCOLS
-from lunar_distill_jax.twoview import essential, matching
+from lunar_distill_jax.twoview import adjust as adjusting
+from lunar_distill_jax.twoview import matching
 from lunar_distill_jax.types import PointMaps, StereoPair
 
 SEEDS = 4096  # about as many pixels of view 1 look for a match
@@ -30,12 +31,15 @@ def predictor(
     matches: bool = False,
     program: efficiency.Program | None = None,
     turns: int | None = None,
+    adjust: bool = False,
 ):
     """(pairs) -> point maps; short lists are padded to `batch`, so that one program serves all.
 
     program: what predicts pairs of its size, one by one; `batch` is then without meaning
     turns:   of view 2, as `api.predict`; None: as many as the network wants
-    matches: also match the descriptors, and find the relative pose by them if OpenCV is installed
+    matches: also match the descriptors, and find the relative pose by them and the point maps
+    adjust:  answer with the point maps bent by the matches (`twoview.adjust`), where these give a
+             pose; as the network says them otherwise
     """
 
     turns = stereo.turns if turns is None else turns
@@ -54,8 +58,8 @@ def predictor(
                 views = api.predict(stereo, *images, turns=turns)
             points = np.stack([np.asarray(v.pts3d) for v in views], 1)
             conf = np.stack([np.asarray(v.conf) for v in views], 1)
-            found = [None] * len(chunk)
-            if matches:
+            found: list[np.ndarray | None] = [None] * len(chunk)
+            if matches or adjust:
                 desc, trust = (
                     [np.asarray(getattr(v, k)) for v in views] for k in ("desc", "desc_conf")
                 )
@@ -63,9 +67,16 @@ def predictor(
                     match([d[i] for d in desc], [c[i] for c in trust]) for i in range(len(chunk))
                 ]
             for i, pair in enumerate(chunk):
-                own = found[i]
-                pose = None if own is None else pose_of_matches(own, points[i, 0], pair)
-                maps.append(PointMaps(points[i], conf[i], found[i], pose))
+                own, pose = points[i], None
+                if found[i] is not None:
+                    fit = adjusting.adjust(own, found[i], pair.K)
+                    pose = np.full((4, 4), np.nan) if fit is None else fit.T_cam2_cam1
+                    own = (
+                        own
+                        if fit is None or not adjust
+                        else np.stack(fit.points).astype(np.float32)
+                    )
+                maps.append(PointMaps(own, conf[i], found[i], pose))
         return maps
 
     return predict
@@ -84,19 +95,6 @@ def match(desc: Sequence[np.ndarray], conf: Sequence[np.ndarray]) -> np.ndarray:
         inside &= (at >= BORDER_PX).all(1) & (at < np.array(d.shape[1::-1]) - BORDER_PX).all(1)
     found = np.concatenate(pixels, 1)[inside]
     return found[np.argsort(-trust[inside], kind="stable")[:MOST_MATCHES]].astype(np.float64)
-
-
-def pose_of_matches(matches: np.ndarray, points: np.ndarray, pair: StereoPair) -> np.ndarray | None:
-    """T_cam2_cam1 for `PointMaps`: NaN where none was found, None without OpenCV to look for it.
-
-    From where view 2 sees the network's own points of view 1 [H, W, 3]; the matches alone would
-    leave it open (`twoview.essential`). matches: [N, 4] whole pixels (x1, y1, x2, y2)
-    """
-    if not essential.has_opencv():
-        return None
-    x, y = matches[:, :2].astype(int).T
-    found = essential.pose_in_points(points[y, x], matches[:, 2:], pair.K[1])
-    return np.full((4, 4), np.nan) if found is None else found[0]
 
 
 def evaluate(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lunar_distill_jax.models.config import HeadConfig
 from lunar_distill_jax.models.convolution import Conv
 from lunar_distill_jax.models.dpt import ResidualUnit, conv1x1
+from lunar_distill_jax.models.resize import double
 
 
 def depth_to_space(x, block: int):
@@ -18,6 +19,28 @@ def depth_to_space(x, block: int):
     c //= block * block
     x = x.reshape(b, h, w, block, block, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h * block, w * block, c)
+
+
+class Ladder(nn.Module):
+    """Up the maps of a convolutional stem: shading says slopes, which convolutions sum to heights.
+
+    x: [B, h, w, C], stem: its maps of h x w pixels and of each doubled size, fine to coarse
+    -> [B, 2^n h, 2^n w, C / 2^n], n + 1 maps
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, stem):
+        for i in reversed(range(len(stem))):
+            units = 1
+            if stem[i].shape[1] > x.shape[1]:
+                x = double(conv1x1(x.shape[-1] // 2, dtype=self.dtype, name=f"up{i}")(x))
+                units = 2
+            x = x + conv1x1(x.shape[-1], dtype=self.dtype, name=f"skip{i}")(stem[i])
+            for j in range(units):
+                x = ResidualUnit(self.dtype, name=f"unit{i}{j}")(x)
+        return x
 
 
 class CatConv(nn.Module):
@@ -43,10 +66,13 @@ class CatConv(nn.Module):
         x = jnp.concatenate([t.astype(self.dtype) for t in tokens], axis=-1)
         x = x.reshape(x.shape[0], *size, x.shape[-1])
         x = conv1x1(c.width, dtype=self.dtype, name="project")(x)
-        x = ResidualUnit(self.dtype, name="unit0")(x)
-        x = depth_to_space(conv1x1(4 * c.width, dtype=self.dtype, name="expand")(x), 4)
-        for m in (m for m in stem if m.shape[1] == x.shape[1]):
-            x = x + conv1x1(x.shape[-1], dtype=self.dtype, name="skip")(m)
+        coarse = ResidualUnit(self.dtype, name="unit0")(x)
+        x = depth_to_space(conv1x1(4 * c.width, dtype=self.dtype, name="expand")(coarse), 4)
+        stem = [m for m in stem if m.shape[1] <= x.shape[1]]
+        if stem and stem[0].shape[1] == x.shape[1]:
+            x = x + conv1x1(x.shape[-1], dtype=self.dtype, name="skip")(stem[0])
+            slopes = Ladder(self.dtype, name="ladder")(coarse, stem)
+            x = x + conv1x1(x.shape[-1], dtype=self.dtype, name="add")(slopes)
         x = ResidualUnit(self.dtype, name="unit1")(x)  # [B, 4 h, 4 w, width / 4]
         fine = nn.relu(Conv(c.last, (3, 3), padding=1, dtype=self.dtype, name="head1")(x))
         more = self.patch // 4

@@ -59,6 +59,8 @@ def standard_deviation(name: str, shape: tuple[int, ...]) -> float:
     """Of a kernel's normal distribution: 1 / sqrt(fan-in) (LeCun), as flax's layers have it."""
     if re.fullmatch(r".*/plane/fc2/kernel", name):
         return 1e-3  # every pair starts from the same plane
+    if re.fullmatch(r".*/catconv/add/kernel", name):
+        return 0.0  # a head without a ladder grows one without a jolt
     if re.fullmatch(r".*/((dpt|catconv)/head2|desc_fine)/kernel", name):
         return (
             0.02 * shape[2] ** -0.5

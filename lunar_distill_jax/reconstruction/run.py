@@ -14,6 +14,7 @@ from lunar_distill_jax.data import framing, images
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.reconstruction.overlap import Overlap, overlap
 from lunar_distill_jax.twoview import dem
+from lunar_distill_jax.twoview.adjust import adjust
 from lunar_distill_jax.twoview.essential import rays_of
 from lunar_distill_jax.twoview.focal import focal_weiszfeld
 from lunar_distill_jax.twoview.matching import match_confidence, reciprocal_matches
@@ -124,8 +125,10 @@ def reconstruct(
     """3D from two photographs of any size and aspect; check `overlapping` before you believe it.
 
     Both orders of the photographs go through the network, so that each view has points in its own
-    camera; these give the focal lengths. The pose is the one that sees view 2's points where they
-    are (PnP). The frames are cut by MASt3R's rules (`data.framing`).
+    camera; these give the focal lengths. Where most matches of the descriptors agree on a
+    pose, it is taken, and both maps are bent to it (`twoview.adjust`); else the pose is the one
+    that sees view 2's points where they are (PnP). The frames are cut by MASt3R's rules
+    (`data.framing`).
 
     Args:
       size: of the frames' long side, pixels; default: what the model was trained at
@@ -170,16 +173,21 @@ def reconstruct(
         for points, framed, f in zip(own, framings, focal or (None, None), strict=True)
     ]
     T = _pose(ahead[1].pts3d, ahead[1].conf, K[1], path2)
+    maps = (ahead[0].pts3d, ahead[1].pts3d)
+    pixels = reciprocal_matches(ahead[0].desc, ahead[1].desc, MATCH_STEP, both_ways=True)
+    fit = adjust(maps, np.concatenate(pixels, 1), K)
+    if fit is not None and fit.agree.mean() >= AGREEING_MATCHES:
+        T, maps = fit.T_cam2_cam1.copy(), fit.points
     scale = 1.0
     if baseline_m is not None:
         scale = baseline_m / max(float(np.linalg.norm(T[:3, 3])), 1e-12)
     elif altitude_m is not None:
-        flat = dem.local_frame(own[0].reshape(-1, 3), np.eye(4))
+        flat = dem.local_frame(maps[0].reshape(-1, 3), np.eye(4))
         scale = altitude_m / max(float(flat.T_local_cam1[2, 3]), 1e-12)
     T[:3, 3] *= scale
     views = []
     for i, (picture, image) in enumerate(zip(pictures, frames, strict=True)):
-        points = ahead[i].pts3d * scale
+        points = maps[i] * scale
         depth = points[..., 2] if i == 0 else geometry.transform(T, points)[..., 2]
         views.append(
             View(np.asarray(picture), image, framings[i], points, depth, ahead[i].conf, K[i])
@@ -187,7 +195,7 @@ def reconstruct(
     return Reconstruction(
         (views[0], views[1]),
         T,
-        _matches(ahead, views, T),
+        _matches(ahead, pixels, views, T),
         overlap(*(np.asarray(picture) for picture in pictures)),
         "unit" if baseline_m is None and altitude_m is None else "m",
     )
@@ -251,9 +259,13 @@ def _predict(
     return out
 
 
-def _matches(predictions: list[Prediction], views: list[View], T_cam2_cam1: np.ndarray) -> Matches:
-    one, two = predictions
-    pixels1, pixels2 = reciprocal_matches(one.desc, two.desc, MATCH_STEP, both_ways=True)
+def _matches(
+    predictions: list[Prediction],
+    pixels: tuple[np.ndarray, np.ndarray],
+    views: list[View],
+    T_cam2_cam1: np.ndarray,
+) -> Matches:
+    (one, two), (pixels1, pixels2) = predictions, pixels
     points = geometry.transform(T_cam2_cam1, views[0].points_cam1[pixels1[:, 1], pixels1[:, 0]])
     with np.errstate(divide="ignore", invalid="ignore"):
         off = np.linalg.norm(geometry.project(views[1].K, points) - pixels2, axis=1)

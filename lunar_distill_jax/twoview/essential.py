@@ -1,9 +1,8 @@
-"""Poses from pixel matches by RANSAC, by OpenCV (the `baselines` extra).
+"""Poses from pixel matches alone: five points by RANSAC, by OpenCV (the `baselines` extra).
 
-Five points of the matches alone, or, where one view's points are known, three of these. The ground
-below an orbiter is nearly a plane and the baseline a few percent of the altitude: matches alone,
-even perfect ones rounded to pixels of a small frame, then leave the direction of flight open
-(docs/evaluation.md has the numbers). With a point map of one view they settle it.
+The ground below an orbiter is nearly a plane and the baseline a few percent of the altitude:
+matches alone, even perfect ones rounded to pixels of a small frame, then leave the direction of
+flight open (docs/evaluation.md has the numbers). With point maps they settle it (`adjust`).
 """
 
 from __future__ import annotations
@@ -15,13 +14,10 @@ import numpy as np
 
 from lunar_distill_jax import geometry
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.twoview.pnp import refine_pose
 
 THRESHOLD_PX = 1.0
 CONFIDENCE = 0.9999
 FEWEST = 8  # matches below which no pose is tried
-POINTS_THRESHOLD_PX = 3.0  # of a match from where its point is seen
-DRAWS = 2000  # of three points, at most
 
 
 def has_opencv() -> bool:
@@ -77,49 +73,16 @@ def relative_pose(
     return T, mask.ravel() > 0
 
 
-def pose_in_points(
-    points: np.ndarray, pixels: np.ndarray, K: np.ndarray, threshold_px: float = POINTS_THRESHOLD_PX
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """T_cam_points [4, 4] of the camera that sees most points at their pixels, and which: bool [N].
-
-    None if there is none. The winner of the draws is refined over all matches (`refine_pose`).
-
-    Args:
-      points: [N, 3], in any frame and unit
-      pixels: [N, 2] (x, y), where the camera sees them; many may be wrong
-      K: [3, 3] of the camera
-
-    Raises:
-      InputError: OpenCV is not installed.
-    """
-    cv2 = opencv()
-    if len(points) < FEWEST or not np.isfinite(points).all():
-        return None
-    points, pixels = np.asarray(points, np.float64), np.asarray(pixels, np.float64)
-    unit = np.abs(points).mean()
-    found, turn, shift, kept = cv2.solvePnPRansac(
-        points / unit,
-        pixels,
-        K,
-        None,
-        iterationsCount=DRAWS,
-        reprojectionError=threshold_px,
-        confidence=CONFIDENCE,
-        flags=cv2.SOLVEPNP_SQPNP,
-    )
-    if not found or kept is None or len(kept) < FEWEST:
-        return None
-    T = np.eye(4)
-    T[:3, :3], T[:3, 3] = cv2.Rodrigues(turn)[0], unit * shift.ravel()
-    precision = threshold_px / float(np.sqrt(K[0, 0] * K[1, 1]))
-    T, weights = refine_pose(T, points, rays_of(pixels, K), precision)
-    return T, weights > 0.25
-
-
 def rays_of(pixels: np.ndarray, K: np.ndarray) -> np.ndarray:
     """K^-1 (x, y, 1) of pixels [N, 2]: [N, 3] with z = 1."""
     homogeneous = np.concatenate([pixels, np.ones((len(pixels), 1))], 1)
     return homogeneous @ np.linalg.inv(K).T
+
+
+def frame_rays(size: tuple[int, int], K: np.ndarray) -> np.ndarray:
+    """K^-1 (x, y, 1) of all pixels of a frame of (height, width): [H, W, 3] with z = 1."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    return rays_of(np.stack([x, y], -1).reshape(-1, 2).astype(np.float64), K).reshape(*size, 3)
 
 
 def triangulate(

@@ -13,7 +13,6 @@ STARTS = 6  # eigenvectors tried, each with both signs
 ROUNDS = 15  # Gauss-Newton steps of each start
 TRIM = 0.25  # fraction of points, those with the largest angles, that later fits ignore
 TRIMMED_FITS = 10  # at most; the kept points stop changing before
-ROBUST_FITS = 10
 
 
 def camera_pose(points: np.ndarray, rays: np.ndarray) -> np.ndarray | None:
@@ -49,42 +48,16 @@ def camera_pose(points: np.ndarray, rays: np.ndarray) -> np.ndarray | None:
     return T
 
 
-def refine_pose(
-    T: np.ndarray, points: np.ndarray, rays: np.ndarray, precision: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """A pose T_cam_points near the right one, brought to it, and how much each point says: [N].
-
-    Geman and McClure's loss of the angle (radians) between a ray and its point, by reweighted least
-    squares; a point whose angle is `precision` has a quarter of its say.
-    """
-    rays = rays / np.linalg.norm(rays, axis=1, keepdims=True)
-    centre = np.median(points, 0)
-    spread = np.sqrt(np.median(((points - centre) ** 2).sum(1)))
-    shape = (points - centre) / spread
-    fit = T[:3, :3], (T[:3, 3] + T[:3, :3] @ centre) / spread
-    weights = np.ones(len(points))
-    for _ in range(ROBUST_FITS):
-        weights = (precision**2 / (_angles(fit, shape, rays) ** 2 + precision**2)) ** 2
-        fit = _least_squares(shape, rays, fit[0], weights) or fit
-    R, t = fit
-    out = np.eye(4)
-    out[:3, :3], out[:3, 3] = R, spread * t - R @ centre
-    return out, weights
-
-
 def _least_squares(
     points: np.ndarray,
     rays: np.ndarray,
     start: np.ndarray | None = None,
-    weights: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(R, t) with the least sum of |(I - m m')(R X + t)|^2 among those with the points in front.
 
-    Looks near the rotation `start`, or everywhere. weights: [N], or None for all the same
+    Looks near the rotation `start`, or everywhere.
     """
     Q = np.eye(3) - rays[:, :, None] * rays[:, None, :]  # [N, 3, 3]
-    if weights is not None:
-        Q = Q * weights[:, None, None]
     # R X = A r with r = vec(R) by rows: A = I (x) X'.
     QX = np.einsum("nij,nk->nijk", Q, points)  # Q A, [N, 3, 3, 3]
     try:
