@@ -22,6 +22,7 @@ from lunar_distill_jax.init.calibration import (
     float32,
     network,
     read_tokens,
+    token_pixels,
 )
 from lunar_distill_jax.init.decoder import Decoder
 from lunar_distill_jax.init.depth import segments
@@ -140,7 +141,7 @@ def calibrated(
     lap("heads")
     notes["calibration"] = {
         "pairs": pictures.count,
-        "size": [16 * side for side in grid],
+        "size": [token_pixels(configs[0]) * side for side in grid],
         "seconds": seconds,
         "activations_mb": round(store.peak_bytes / 1e6, 1),
         "activations_on": "disk" if store.on_disk else "memory",

@@ -16,7 +16,7 @@ from lunar_distill_jax.init.activations import Block, Grid, decoder_block
 from lunar_distill_jax.init.pictures import Pictures
 from lunar_distill_jax.init.store import Store
 from lunar_distill_jax.init.tree import Flat, below
-from lunar_distill_jax.models.config import StereoConfig
+from lunar_distill_jax.models.config import EncoderConfig, StereoConfig
 
 HELD = 5  # every fifth pair is held out: ridges are chosen and R2 is told on these
 BATCH = 8  # pairs, at most
@@ -120,6 +120,11 @@ def batches(count: int, tokens: int) -> Iterator[tuple[np.ndarray, bool]]:
             yield rows[start : start + size], kind
 
 
+def token_pixels(config: StereoConfig) -> int:
+    """Pixels along the side of a token; other encoders than MASt3R's have MASt3R's 16."""
+    return config.encoder.patch if isinstance(config.encoder, EncoderConfig) else 16
+
+
 def read_tokens(
     both: Sequence[api.Stereo], pictures: Pictures, store: Store, on_batch: Callable[[int], object]
 ) -> tuple[list[dict[int, np.ndarray]], tuple[int, int]]:
@@ -129,6 +134,7 @@ def read_tokens(
     on_batch: called with the number of pairs that both networks have read
     """
     names = [[f"tokens/{i}/{view}" for view in VIEWS] for i in range(len(both))]
+    patch = token_pixels(both[0].config)
     found = store.load("tokens")
     done, grid = (found[1]["pairs"], tuple(found[1]["grid"])) if found else (0, (0, 0))
     arrays = [[store.open(n) for n in group] for group in names] if done else []
@@ -150,7 +156,7 @@ def read_tokens(
             for array, t in zip(group, views, strict=True):
                 array[done : done + size] = t[:size]
         done += size
-        grid = tuple(side // 16 for side in images[0].shape[1:3])
+        grid = tuple(side // patch for side in images[0].shape[1:3])
         store.save("tokens", {}, {"pairs": done, "grid": grid})
         on_batch(size)
     return [dict(zip(VIEWS, group, strict=True)) for group in arrays], grid

@@ -41,25 +41,46 @@ def dense_head(
 
     head, own: the teacher's and the student's, {name: array}
     """
-    inner, ours = below(head, "dpt/"), below(own, "dpt/")
-    if not ours or not inner:
+    kinds = [k for k in ("dpt", "catconv") if below(head, f"{k}/") and below(own, f"{k}/")]
+    if not kinds:
         return {}, {}, {"fresh": "the teacher has no head of this kind"}
-    parts, chosen = slim(inner, ours)
-    tensors = {f"dpt/{name}": array for name, array in parts.items()}
+    tensors, chosen = slim(head, own)
     how = {
-        f"dpt/{name}": "copied" if array.shape == inner[name].shape else "channels selected"
-        for name, array in parts.items()
+        name: "copied" if array.shape == head[name].shape else "channels selected"
+        for name, array in tensors.items()
     }
+    # The one head projects each map by itself, the other all four as one.
+    joint = kinds == ["catconv"]
+    layers = _joint_projection(head, maps) if joint else _projections(head, maps)
+    for name, (layer, group, known) in layers.items():
+        kernel, bias = layer.kernel, layer.bias
+        if group in chosen:
+            kernel, bias = (take(a, chosen[group]) for a in (kernel, bias))
+        tensors |= {f"{name}/kernel": kernel[None, None], f"{name}/bias": bias}
+        how |= {f"{name}/{k}": "projected" if known else "mean only" for k in ("kernel", "bias")}
+    return tensors, how, {"channels": {group: c.tolist() for group, c in chosen.items()}}
+
+
+def _projections(head: Mapping[str, np.ndarray], maps: TokenMaps) -> dict[str, tuple]:
+    """{name: (layer from the student's tokens, group that it writes, whether they are known)}"""
+    out = {}
     for i, known in enumerate(maps.hooks):
         name = f"dpt/project{i}"
         layer = Affine(head[f"{name}/kernel"][0, 0], head[f"{name}/bias"]).after(known)
-        kernel, bias = layer.kernel, layer.bias
-        if f"P{i}" in chosen:
-            kernel, bias = (take(a, chosen[f"P{i}"]) for a in (kernel, bias))
-        tensors |= {f"{name}/kernel": kernel[None, None], f"{name}/bias": bias}
-        kind = "mean only" if i in maps.unknown else "projected"
-        how |= {f"{name}/{k}": kind for k in ("kernel", "bias")}
-    return tensors, how, {"channels": {group: c.tolist() for group, c in chosen.items()}}
+        out[name] = layer, f"P{i}", i not in maps.unknown
+    return out
+
+
+def _joint_projection(head: Mapping[str, np.ndarray], maps: TokenMaps) -> dict[str, tuple]:
+    """As `_projections`, of the layer that reads all four maps side by side."""
+    kernel, bias = head["catconv/project/kernel"][0, 0], head["catconv/project/bias"]
+    ends = np.cumsum([known.kernel.shape[1] for known in maps.hooks])
+    parts = [
+        Affine(rows, np.zeros(len(bias))).after(known)
+        for rows, known in zip(np.split(kernel, ends[:-1]), maps.hooks, strict=True)
+    ]
+    layer = Affine(np.concatenate([p.kernel for p in parts]), bias + sum(p.bias for p in parts))
+    return {"catconv/project": (layer, "T", len(maps.unknown) < len(maps.hooks))}
 
 
 def local_features(

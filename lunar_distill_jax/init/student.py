@@ -13,6 +13,7 @@ import numpy as np
 from lunar_distill_jax import api
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.init.calibrated import calibrated, steps
+from lunar_distill_jax.init.calibration import token_pixels
 from lunar_distill_jax.init.controls import HeadPair, heads_only, paper_fixed
 from lunar_distill_jax.init.depth import layer_map
 from lunar_distill_jax.init.energy import energy_report
@@ -95,6 +96,7 @@ def init_student(
             total = 2 * own.config.decoder.depth
             ours, how, notes, made = structured(theirs, ours, configs, _counter(on_step, total))
         else:
+            check_grid(*configs)
             pictures = calibration_pictures(calibration, size, pairs, seed)
             own = api.Stereo(own.config, unflatten(ours), own.meta, own.batch_stats)
             ours, how, notes, made = calibrated(
@@ -160,6 +162,17 @@ def check_rotary(teacher: StereoConfig, student: StereoConfig) -> None:
             f"{student.name} turns positions with rope_base {student.rope_base:g} and its teacher "
             f"{teacher.name} with {teacher.rope_base:g}: their queries and keys have no frequency "
             "in common; set the teacher's, or take the method heads_only."
+        )
+
+
+def check_grid(teacher: StereoConfig, student: StereoConfig) -> None:
+    """Raises InputError where the tokens of one do not lie where the other's do."""
+    theirs, ours = token_pixels(teacher), token_pixels(student)
+    if theirs != ours:
+        raise InputError(
+            f"A token of {student.name} is {ours} pixels wide and one of its teacher "
+            f"{teacher.name} {theirs}, so neither can be fitted to the other: set encoder.patch to "
+            f"{theirs}, or take the method structured."
         )
 
 
