@@ -1,11 +1,15 @@
 """What a student takes over from its teacher."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
 import lunar_distill_jax as ld
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.init.inherit import first_student, inherit, teacher_name
+from lunar_distill_jax.models.zoo import MOONLET
 
 
 @pytest.mark.parametrize(
@@ -29,16 +33,30 @@ def test_the_same_architecture_inherits_everything():
     )
 
 
-def test_the_demo_student_inherits_what_fits_and_knows_how_much():
-    teacher, fresh = ld.build("moonlet", seed=1), ld.build("moonlet-student", seed=2)
-    student, share = first_student("moonlet-student", "inherit", teacher, seed=2)
+def test_a_shallower_student_inherits_what_fits_and_knows_how_much():
+    config = dataclasses.replace(
+        MOONLET,
+        name="shallow",
+        encoder=dataclasses.replace(MOONLET.encoder, depth=1),
+        decoder=dataclasses.replace(MOONLET.decoder, depth=2),
+    )
+    teacher, fresh = ld.build("moonlet", seed=1), ld.build(config, seed=2)
+    student, share = first_student(config, "inherit", teacher, seed=2)
     assert 0.95 < share <= 1
-    last = student.config.decoder.depth - 1
-    mine = student.params["decoder"][f"view1_block{last}"]["attn"]["qkv"]["kernel"]
+    mine = student.params["decoder"]["view1_block1"]["attn"]["qkv"]["kernel"]
     np.testing.assert_array_equal(
         mine, teacher.params["decoder"]["view1_block3"]["attn"]["qkv"]["kernel"]
     )
-    assert np.any(mine != fresh.params["decoder"][f"view1_block{last}"]["attn"]["qkv"]["kernel"])
+    assert np.any(mine != fresh.params["decoder"]["view1_block1"]["attn"]["qkv"]["kernel"])
+
+
+@pytest.mark.parametrize("method", ["fresh", "inherit", "structured"])
+def test_a_given_encoder_stays_whatever_the_method(method):
+    teacher, given = ld.build("moonlet", seed=1), ld.build("moonlet-student", seed=3)
+    student, _ = first_student("moonlet-student", method, teacher, seed=2, encoder=given)
+    jax.tree.map(np.testing.assert_array_equal, student.params["encoder"], given.params["encoder"])
+    with pytest.raises(InputError, match="encoder of test is .* same encoder"):
+        first_student("moonlet-student", method, teacher, encoder=ld.build("test"))
 
 
 def test_other_shapes_stay_fresh():

@@ -293,11 +293,8 @@ def test_by_name_with_a_report():
     assert report["blocks"] == [0, 2] and report["method"] == "paper"
     assert set(report["parameters"]) == set(flat(student))
     assert report["parameters"]["encoder/stem/conv1/kernel"]["how"] == "fresh"
-    assert report["parameters"]["decoder/view1_block1/mlp/fc1/kernel"]["how"] == "copied"
-    np.testing.assert_array_equal(
-        flat(student)["decoder/view2_block1/mlp/fc1/kernel"],
-        flat(teacher)["decoder/view2_block2/mlp/fc1/kernel"],
-    )
+    assert report["parameters"]["decoder/view1_block1/mlp/fc1/kernel"]["how"] == "compressed"
+    assert flat(student)["decoder/view2_block1/mlp/fc1/kernel"].shape == (64, 192)
     np.testing.assert_array_equal(
         flat(student)["encoder/block0/mlp/fc1/kernel"], flat(fresh)["encoder/block0/mlp/fc1/kernel"]
     )

@@ -379,7 +379,7 @@ def test_the_teacher_has_exactly_the_published_parameters():
 def test_the_embedded_models_are_small():
     teacher = count(parameter_shapes(architecture("moonlet")))
     student = count(parameter_shapes(architecture("moonlet-student")))
-    assert teacher <= 12_000_000 and student < teacher / 1.5
+    assert teacher <= 12_000_000 and student < teacher / 7
 
 
 # The students are built in test_students.py: each trace takes seconds.

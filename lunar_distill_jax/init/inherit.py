@@ -22,17 +22,22 @@ def first_student(
     teacher: api.Stereo | None,
     seed: int = 0,
     calibration=None,
+    encoder: api.Stereo | None = None,
 ) -> tuple[api.Stereo, float]:
     """-> (the named architecture before training, the share of it that the teacher gave)
 
     method: "fresh", "inherit", or one of `student.init_student`, which has `calibration` too
+    encoder: a network of the same encoder, which is taken from it whatever the method
 
     Raises:
-      InputError: an unknown architecture or method, or another than "fresh" without a teacher.
+      InputError: an unknown architecture or method, another than "fresh" without a teacher, or an
+        encoder of another architecture.
     """
     if method not in METHODS:
         raise InputError(f"There is no init {method!r}: choose from {', '.join(METHODS)}.")
     student = api.build(name, seed)
+    if encoder is not None:
+        student = with_encoder(student, encoder)
     if method == "fresh":
         return student, 0.0
     if teacher is None:
@@ -40,11 +45,29 @@ def first_student(
             f"init is {method!r} but there is no teacher to inherit from: set 'fresh'."
         )
     if method != "inherit":
-        made, report = student_init.init_student(teacher, name, method, calibration, seed)
+        start = name if encoder is None else student
+        made, report = student_init.init_student(teacher, start, method, calibration, seed)
         return made, report["share"]
     params, share = inherit(teacher, student)
+    if encoder is not None:
+        params = {**params, "encoder": student.params["encoder"]}
     source = f"inherited from {teacher.meta.get('source', teacher.config.name)}, seed {seed}"
     return api.Stereo(student.config, params, {"source": source}), share
+
+
+def with_encoder(student: api.Stereo, encoder: api.Stereo) -> api.Stereo:
+    """The student with another network's encoder.
+
+    Raises:
+      InputError: the encoders differ in their architecture.
+    """
+    if student.config.encoder != encoder.config.encoder:
+        raise InputError(
+            f"The encoder of {encoder.config.name} is {encoder.config.encoder} and that of "
+            f"{student.config.name} {student.config.encoder}: give a model with the same encoder."
+        )
+    params = {**student.params, "encoder": encoder.params["encoder"]}
+    return student.replace(params=params)
 
 
 def inherit(teacher: api.Stereo, student: api.Stereo) -> tuple[Any, float]:

@@ -87,12 +87,16 @@ ARCHITECTURES: dict[str, StereoConfig] = {
         # The 688.6M teacher: ViT-L/16, two ViT-B decoders.
         StereoConfig(keep_unused=True),
         MOONLET,
-        # Its student in the demo: the same widths, so that it can inherit, and less depth.
+        # Seven times smaller. Two maps of the stem are as wide as the teacher's: what reads them
+        # carries over.
         dataclasses.replace(
             MOONLET,
             name="moonlet-student",
-            encoder=dataclasses.replace(MOONLET.encoder, depth=1),
-            decoder=dataclasses.replace(MOONLET.decoder, depth=2),
+            encoder=dataclasses.replace(
+                MOONLET.encoder, width=64, depth=2, mlp_ratio=2.5, stem=(24, 48, 64)
+            ),
+            decoder=dataclasses.replace(MOONLET.decoder, width=64, depth=2, mlp_ratio=3.0),
+            head=dataclasses.replace(MOONLET.head, width=48, desc_ratio=0.25),
         ),
         _student("s1", "mobilenetv3", _LARGE, HeadConfig()),
         _student("s2", "dinov2-s", _LARGE, HeadConfig()),

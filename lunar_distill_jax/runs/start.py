@@ -115,7 +115,8 @@ def begin(
         calibration = [pairs[i] for i in range(min(config.calibration, len(pairs)))]
     network = network_config(config, name)
     given = name if network == architecture(name) else network
-    return first_student(given, config.init, teacher, config.seed, calibration)[0]
+    encoder = api.load(config.encoder) if config.encoder else None
+    return first_student(given, config.init, teacher, config.seed, calibration, encoder)[0]
 
 
 def watch(

@@ -21,6 +21,7 @@ def run_config() -> mlc.ConfigDict:
                 commas between them, which share the teacher and the batches
     decoder:    changes the decoder of every student; 0 keeps the architecture's own
     init:       how students begin (`init.inherit.METHODS`); calibration: pairs for it, 0: none
+    encoder:    a model of the student's architecture whose encoder it begins with, or ""
     start_from: another workdir whose students of these names are taken up with their optimizers
     data_seed:  of the order of the pairs and of their augmentation; -1: the same as `seed`
     epochs, warmup_epochs: if not 0 they give `steps` and `optim.warmup`, by the number of pairs
@@ -42,7 +43,7 @@ def run_config() -> mlc.ConfigDict:
                 died, seen by a `heartbeat` of so many seconds; `latency`: measure each architecture
     """
     c = base_config()
-    c.teacher, c.student, c.init, c.calibration = "", "", "fresh", 0
+    c.teacher, c.student, c.init, c.calibration, c.encoder = "", "", "fresh", 0, ""
     c.decoder = dict(width=0, depth=0, heads=0, mlp_ratio=0.0)
     c.start_from, c.data_seed = "", -1
     c.epochs, c.warmup_epochs = 0.0, 0.0
