@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from lunar_distill_jax import geometry
 from lunar_distill_jax.data import stereolunar
-from lunar_distill_jax.evaluation import calibration, flow, metrics, ours, poses
+from lunar_distill_jax.evaluation import calibration, conditions, flow, metrics, ours, poses
 from lunar_distill_jax.evaluation.paper import classic, relief
 from lunar_distill_jax.types import PointMaps
 
@@ -89,7 +89,7 @@ def same(a, b, names, tolerance=1e-5):
 def test_only_two_metrics_depend_on_the_unit(perfect, truth):
     noisy = dataclasses.replace(perfect, points_cam1=perfect.points_cam1 * (1 + 0.01 * noise()))
     a = score(noisy, truth)
-    b = score(dataclasses.replace(noisy, points_cam1=noisy.points_cam1 * 3.7e-4), truth)
+    b = score(dataclasses.replace(noisy, points_cam1=noisy.points_cam1 * 0.37), truth)
     same(a, b, set(ours.METRICS) - GAUGE)
     assert all(b[name] > a[name] + 10 for name in GAUGE)
 
@@ -295,6 +295,23 @@ def test_conditions_name_the_suns(pair, truth):
     assert got["sun"] == "330°" and got["lighting"] == "different"
     plain = dataclasses.replace(pair, image=np.full_like(pair.image, 90))
     assert ours.prepare(plain).conditions["sun"] == "unknown"
+
+
+def test_one_sun_seen_from_both_sides_of_a_pole_is_one_sun():
+    sun = np.array([1.0, 0, 0])
+    sides = [np.array([x, 0, 1.0]) / np.hypot(x, 1) for x in (0.01, -0.01)]
+    one, other = conditions.Sun(180, sun, sides[0]), conditions.Sun(0, sun, sides[1])
+    assert conditions._turn_deg(one, other) < 1
+    crossed = conditions.Sun(90, np.array([0, 1.0, 0]), sides[1])
+    assert abs(conditions._turn_deg(one, crossed) - 90) < 1
+
+
+def test_a_prediction_without_a_unit_has_no_error_of_scale(pair, truth):
+    points = geometry.pointmaps_cam1(pair)
+    in_metres = ours.score(PointMaps(1.1 * points, np.ones(pair.valid.shape)), truth)[0]
+    np.testing.assert_allclose(in_metres["scale_error_pct"], 100 * (1 - 1 / 1.1), rtol=1e-3)
+    without = ours.score(PointMaps(points / 3e4, np.ones(pair.valid.shape)), truth)[0]
+    assert np.isnan(without["scale_error_pct"]) and without["point_error_pct"] < 0.01
 
 
 # The ladder of blurs, the plane and white noise ---------------------------------------------------

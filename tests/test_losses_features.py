@@ -135,6 +135,22 @@ def test_reciprocal_matches_find_the_shift():
     assert nearest(query, desc, block=50).tolist() == list(range(16))
 
 
+def test_a_valid_pair_is_kept_where_an_earlier_start_came_back_in_vain():
+    rng = np.random.default_rng(0)
+    desc = unit(rng.normal(size=(2, 1, 16, 16, 3)))
+    count, key = 200, jax.random.key(0)
+    pixels1, _, valid = reciprocal_matches(*jnp.asarray(desc, jnp.float32), key, count)
+    start = np.asarray(jax.random.randint(jax.random.split(key)[0], (count,), 0, 256))
+    one, two = desc.reshape(2, 256, 3)
+    similar = one @ two.T
+    there = similar.argmax(1)[start]
+    back = similar.argmax(0)[there]
+    mutual = back[similar.argmax(1)[back] == there]
+    assert len(np.unique(mutual)) < len(mutual)  # some pixels are found twice
+    kept = np.asarray(pixels1)[0][np.asarray(valid)[0]]
+    assert sorted(kept[:, 0] + 16 * kept[:, 1]) == sorted(np.unique(mutual))
+
+
 # Features -----------------------------------------------------------------------------------------
 
 

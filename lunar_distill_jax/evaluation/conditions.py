@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -49,14 +50,14 @@ def pair_numbers(pair: StereoPair, flow: Flow) -> dict[str, float]:
 
 def conditions(pair: StereoPair, numbers: Mapping[str, float]) -> dict[str, str]:
     """The bin of a pair under each of `CONDITIONS`; numbers: of `pair_numbers`."""
-    suns = [sun_azimuth_deg(pair, view) for view in range(2)]
+    suns = [sun(pair, view) for view in range(2)]
     same = "unknown"
     if suns[0] is not None and suns[1] is not None:
-        turned = abs((suns[0] - suns[1] + 180) % 360 - 180)
-        same = "same" if turned < SUN_STEP_DEG else "different"
+        # Near a pole the norths of two views differ: directions are compared in one frame.
+        same = "same" if _turn_deg(suns[0], suns[1]) < SUN_STEP_DEG else "different"
     named = {
         "trajectory": pair.trajectory,
-        "sun": "unknown" if suns[0] is None else f"{_rounded(suns[0]):03d}°",
+        "sun": "unknown" if suns[0] is None else f"{_rounded(suns[0].azimuth_deg):03d}°",
         "lighting": same,
     }
     for key, value in numbers.items():
@@ -69,8 +70,25 @@ def _rounded(azimuth_deg: float) -> int:
     return int(round(azimuth_deg / SUN_STEP_DEG) * SUN_STEP_DEG) % 360
 
 
-def sun_azimuth_deg(pair: StereoPair, view: int) -> float | None:
-    """Clockwise from north, by the true surface and the photograph; None where nothing fits.
+@dataclasses.dataclass(frozen=True)
+class Sun:
+    """azimuth_deg: clockwise from the view's own north; direction: unit [3], Moon-centred, towards
+    it; up: unit [3], of the view's ground."""
+
+    azimuth_deg: float
+    direction: np.ndarray
+    up: np.ndarray
+
+
+def _turn_deg(one: Sun, other: Sun) -> float:
+    """How far one sun's azimuth is from the other's, on the ground of the first."""
+    flat = [s.direction - (s.direction @ one.up) * one.up for s in (one, other)]
+    a, b = (f / max(np.linalg.norm(f), 1e-12) for f in flat)
+    return float(np.degrees(np.arccos(np.clip(a @ b, -1, 1))))
+
+
+def sun(pair: StereoPair, view: int) -> Sun | None:
+    """Where it stands by the true surface and the photograph; None where nothing fits.
 
     Lommel-Seeliger brightness with StereoLunar's phase function for a grid of suns; the one that
     correlates best wins.
@@ -98,7 +116,9 @@ def sun_azimuth_deg(pair: StereoPair, view: int) -> float | None:
     grey = grey - grey.mean()
     correlation = grey @ bright / np.maximum(np.sqrt((bright**2).sum(0) * (grey**2).sum()), 1e-300)
     best = int(correlation.argmax())
-    return float(np.degrees(azimuth.ravel()[best])) if correlation[best] > SURE else None
+    if not correlation[best] > SURE:
+        return None
+    return Sun(float(np.degrees(azimuth.ravel()[best])), suns[best], up)
 
 
 def _shading(pair: StereoPair, view: int):

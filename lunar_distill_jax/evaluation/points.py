@@ -40,7 +40,12 @@ METRICS = {
         for d in DELTAS
     },
     "point_error_metric_pct": Metric(
-        "Point error, as predicted", "% of depth", -1, ".2f", "scale", "taken as metres, unaligned"
+        "Point error, as predicted",
+        "% of depth",
+        -1,
+        ".2f",
+        "scale",
+        "taken as metres",
     ),
     "scale_error_pct": Metric(
         "Scale error",
@@ -75,6 +80,9 @@ METRICS = {
 }
 
 
+METRIC = 10.0  # a prediction off by a larger factor is not in metres: it has no error of scale
+
+
 def ground_samples(truth: GroundTruth, K: np.ndarray) -> np.ndarray:
     """Metres that a pixel covers across the line of sight: [2, H, W]. K: [2, 3, 3]."""
     return truth.depth / np.sqrt(K[:, 0, 0] * K[:, 1, 1])[:, None, None]
@@ -93,6 +101,7 @@ def point_metrics(
         a[valid] for a in (prediction.points, truth.points_cam1, truth.depth, gsd_m)
     )
     scale = prediction.scale
+    metric = 1 / METRIC < scale < METRIC
     distance = _norm(scale * X - X_gt)
     samples = distance / gsd
     own = own_depths(scale * prediction.points, truth)
@@ -105,8 +114,8 @@ def point_metrics(
             for name, limit in WITHIN_GSD.items()
         },
         **_depth_ratios(own, truth),
-        "point_error_metric_pct": distance_pct(X, X_gt, z_gt).mean(),
-        "scale_error_pct": 100 * abs(1 - scale),
+        "point_error_metric_pct": distance_pct(X, X_gt, z_gt).mean() if metric else np.nan,
+        "scale_error_pct": 100 * abs(1 - scale) if metric else np.nan,
         "point_error_baseline_pct": np.nan
         if baseline_scale is None
         else distance_pct(baseline_scale * X, X_gt, z_gt).mean(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,7 @@ from lunar_distill_jax.init.provenance import parameter_report, summary
 from lunar_distill_jax.init.store import Store, digest
 from lunar_distill_jax.init.structured import inherited_encoder, structured, with_head_names
 from lunar_distill_jax.init.tree import flatten, unflatten
+from lunar_distill_jax.measure import peak_rss_bytes
 from lunar_distill_jax.models.config import StereoConfig
 
 METHODS = ("random", "heads_only", "paper", "paper_fixed", "structured", "calibrated")
@@ -128,7 +128,7 @@ def init_student(
         **report,
         "parameters": parameters,
         "seconds": round(time.monotonic() - start, 3),
-        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "peak_rss_gb": round(peak_rss_bytes() / 2**30, 3),
     }
     meta = _meta(teacher, own, method) if how else own.meta
     return api.Stereo(own.config, unflatten(ours), meta, own.batch_stats), report

@@ -54,7 +54,8 @@ def reciprocal_matches(desc1, desc2, key, count: int):
         two = nearest(flat1[start], flat2)
         one = nearest(flat2[two], flat1)
         valid = nearest(flat1[one], flat2) == two
-        order = jnp.argsort(one, stable=True)
+        # Of starts that came back to one pixel those that are no match do not count as earlier.
+        order = jnp.lexsort((~valid, one))
         again = jnp.concatenate([jnp.zeros(1, bool), one[order][1:] == one[order][:-1]])
         valid &= ~jnp.zeros(count, bool).at[order].set(again)
         one, two = jnp.where(valid, one, start), jnp.where(valid, two, other)

@@ -38,6 +38,15 @@ class Keep:
         return [s in chosen or bool(self._every and s % self._every == 0) for s in steps]
 
 
+def check_start(start_from: str) -> None:
+    """Raises InputError where `config.start_from` is given and no run has saved anything there."""
+    if start_from and not any(pathlib.Path(start_from, FOLDER).glob("[0-9]*")):
+        raise InputError(
+            f"config.start_from is {start_from}, which holds no checkpoint: give the workdir of a "
+            "run that has saved one."
+        )
+
+
 class Checkpoints:
     """Saves and restores a `TrainState` and a record beside it; use it as a context manager.
 

@@ -13,12 +13,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lunar_distill_jax import api, atomic
-from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.progress import Progress, say
 from lunar_distill_jax.train import feed, forward, preempt, sharding
 from lunar_distill_jax.train import workdir as folders_of
 from lunar_distill_jax.train.cache_samples import open_cache
-from lunar_distill_jax.train.checkpoint import Checkpoints
+from lunar_distill_jax.train.checkpoint import Checkpoints, check_start
 from lunar_distill_jax.train.finish import Best, networks_of, on_host, write_networks
 from lunar_distill_jax.train.options import complete_run
 from lunar_distill_jax.train.plan import Plan, check_settings
@@ -88,6 +87,7 @@ def train_together(
     shared = check_settings(config, has_teacher=teacher is not None)
     plans = dict(plans or dict.fromkeys(students, shared))
     config = complete_run(config)
+    check_start(config.start_from)
     feed.check(config, pairs)
     mesh = _mesh(config)
     compiled, firsts, begun = {}, {}, {}
@@ -155,12 +155,7 @@ def train_together(
         folders_of.check_config(workdir, config.to_dict())
         if not record and config.start_from:
             with Checkpoints(config.start_from, 1) as other:
-                taken, found = other.restore(state, only=list(students))
-            if not found:
-                raise InputError(
-                    f"config.start_from is {config.start_from}, which holds no checkpoint: give "
-                    "the workdir of a run that has saved one."
-                )
+                taken, _ = other.restore(state, only=list(students))
             own = ("lr", "seed", "weights", "skipped")  # are this run's
             state = dataclasses.replace(
                 state,

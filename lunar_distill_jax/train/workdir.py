@@ -21,7 +21,7 @@ LOCK, CONFIG = ".lock", "run.json"  # config.json would be Hugging Face's
 FREE = (
     *("log_every", "checkpoint_every", "keep_last", "keep_every", "pictures_every"),
     *("evaluate_every", "sets", "best_by", "mesh", "profile", "tensorboard", "page"),
-    *("data.threads", "data.workers"),
+    *("pipeline.threads", "pipeline.workers"),
 )
 
 
