@@ -2,18 +2,22 @@ r"""The embedded teacher, from nothing, on the synthetic Moon: stages, each from
 
     lunar-distill train --config configs/moonlet.py:match --workdir runs/moonlet/match
     lunar-distill train --config configs/moonlet.py:surface --workdir runs/moonlet/surface
+    lunar-distill train --config configs/moonlet.py:relief --workdir runs/moonlet/relief
     lunar-distill train --config configs/moonlet.py:settle --workdir runs/moonlet/settle
+    lunar-distill train --config configs/moonlet.py:confidence --workdir runs/moonlet/confidence
 
 `tools/train_moonlet.py` runs them in order, scores the result and packs it. "match" teaches where
-the other view shows a token's ground, "surface" points and descriptors too, "settle" lowers the
-rate and lets the network say how sure it is. Killed at any moment, the same command goes on.
+the other view shows a token's ground, "surface" points and descriptors too, "relief" gives what is
+left beside a smooth surface the most weight, "settle" lowers the rate to nothing, "confidence" lets
+the network say how sure it is. Killed at any moment, the same command goes on.
 """
 
 from lunar_distill_jax.data.synthetic import TRAINING_SEEDS
 from lunar_distill_jax.train.options import data_block, run_config
 
 FOLDER = "runs/moonlet"
-STAGES = ("match", "surface", "settle")
+LADDER = ".*(ladder|catconv/add).*"  # reads shading; begun anew it has most to learn
+STAGES = ("match", "surface", "relief", "settle", "confidence")
 
 
 def get_config(stage: str = "match"):
@@ -44,10 +48,18 @@ def get_config(stage: str = "match"):
         c.steps, c.optim.warmup = 400, 20
         c.loss.update(points=1.0, relief=4.0, matching=0.2, attention=0.5, covisibility=0.1)
     else:
-        c.steps, c.optim.final = 520, 2e-5
-        c.loss.update(points=2.0, relief=8.0, matching=0.05, attention=0.3, covisibility=0.1)
-        # From here on the network says how sure it is, of points and of descriptors.
-        points.weighting, matching.confidence, matching.negatives = "confidence", "mean", 0.9
+        c.optim.update(lr=1e-3, warmup=20)
+        # Adam takes the same rate worse than Muon: the few numbers of the plane move every point.
+        c.optim.multipliers = ((".*plane.*", 0.1), (".*(stem|head2).*", 0.3), (LADDER, 3.0))
+        c.loss.update(points=2.0, relief=20.0, gradient=10.0, attention=0.2, matching=0.03)
+        if stage == "relief":
+            c.steps, c.optim.final = 700, 3e-4
+        elif stage == "settle":
+            c.steps, c.optim.final = 560, 1e-5
+            c.loss.update(points=3.0, matching=0.05)
+        else:
+            c.steps, c.optim.lr, c.optim.final = 120, 2e-4, 1e-6
+            points.weighting, matching.confidence, matching.negatives = "confidence", "mean", 0.9
     if stage != "match":
         c.start_from = f"{FOLDER}/{STAGES[STAGES.index(stage) - 1]}"
     c.log_every, c.checkpoint_every, c.tensorboard = 10, 100, False

@@ -9,87 +9,126 @@ import jax
 import ml_collections as mlc
 
 from lunar_distill_jax import api, atomic
-from lunar_distill_jax.data.source import open_pairs
+from lunar_distill_jax.data.source import open_folder, pair_sequence
 from lunar_distill_jax.data.synthetic import TRAINING_SEEDS
-from lunar_distill_jax.evaluation import baselines, run
+from lunar_distill_jax.evaluation import baselines, classical, contenders, rectified, run
 from lunar_distill_jax.evaluation.network import predictor
+from lunar_distill_jax.evaluation.protocol import OURS
 from lunar_distill_jax.init.inherit import first_student
 from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.report.evaluation import write_evaluation
+from lunar_distill_jax.runs.start import begin, read_data
 from lunar_distill_jax.train.loop import read_history, train
+from lunar_distill_jax.train.options import data_block, run_config
+from lunar_distill_jax.twoview.essential import has_opencv
 from lunar_distill_jax.types import StereoPair
 
-SHOWN = 6  # pairs with pictures on the page
+SHOWN = 3  # pairs with pictures on the page, beside one under crossed suns and real ones
 SOURCE = "synthetic:stereolunar"
+# The main table of the page.
+COLUMNS = ("point_error_pct", "relief_corr_detrended", "rra_deg", "rta_deg", "pose_auc10")
+COLUMNS += ("match_within_4px", "failed_pct")
+PICTURED = ("teacher", "student_before", "student_after", "baseline_sift", "baseline_sgm")
 
 
 def get_config(mode: str = "full") -> mlc.ConfigDict:
-    """The demo's settings; "tiny" runs every part in a minute and learns next to nothing.
+    """The demo's settings; "hour" is the same for an hour of training, "tiny" runs every part in a
+    minute and learns next to nothing.
 
-    data:     training pairs: "synthetic" or a folder in StereoLunar's format
-    evaluate: unseen pairs of another range of seeds
+    evaluate: unseen terrain, of another range of seeds; `crossed` of its geometries are also seen
+              under two suns
     """
-    if mode not in ("full", "tiny"):
-        raise ValueError(f"Unknown mode {mode!r}: expected 'full' or 'tiny'.")
-    c = mlc.ConfigDict()
-    c.seed, c.steps, c.batch = 0, 60, 8
-    c.teacher, c.student, c.init = "moonlet", "moonlet-student", "inherit"
-    c.augment, c.matches = True, 128
-    c.data = dict(source=SOURCE, size=128, geometries=144, seed=TRAINING_SEEDS)
-    c.evaluate = dict(source=SOURCE, size=128, geometries=24, seed=0)
-    c.loss = dict(points=3.0, features=0.3, relief=10.0, gradient=0.0, matching=0.0)
-    c.optim = dict(lr=5e-4, final=2e-5, warmup=5, weight_decay=0.05, clip=1.0)
-    c.log_every, c.checkpoint_every = 5, 100
+    if mode not in ("full", "hour", "tiny"):
+        raise ValueError(f"Unknown mode {mode!r}: expected full, hour or tiny.")
+    c = run_config()
+    c.teacher, c.student, c.encoder = "moonlet", "moonlet-student", "moonlet-student-encoder"
+    c.init, c.calibration = "calibrated", 96
+    c.seed, c.batch, c.steps, c.matches = 0, 16, 40, 256
+    c.data = data_block(source=SOURCE, size=128, geometries=48, seed=TRAINING_SEEDS)
+    c.data.kept = "demo/pairs"
+    c.pipeline.update(on=True, sizes=((128, 128),), crop="centre", turn="upright")
+    c.pipeline.update(jitter=0.25, sensor=0.5)
+    c.loss.update(points=3.0, relief=10.0, features=0.1, matching=0.05)
+    c.loss_settings.points.weighting, c.loss_settings.matching.source = "none", "flow"
+    c.optim.update(lr=5e-4, final=1e-5, warmup=5)
+    c.evaluate = dict(source=SOURCE, size=128, geometries=18, crossed=6, seed=0)
+    c.log_every, c.checkpoint_every, c.tensorboard = 5, 100, False
+    if mode == "hour":
+        c.data.update(geometries=2400, seed=2 * TRAINING_SEEDS, kept="runs/moonlet/pairs")
+        c.data.trajectories = ("nadir", "oblique", "dynamic", "dynamic")
+        c.steps, c.optim.lr, c.optim.warmup = 2400, 1e-3, 50
     if mode == "tiny":
-        c.steps, c.batch, c.log_every = 4, 4, 1
-        c.data.update(size=64, geometries=6)
-        c.evaluate.update(size=64, geometries=3)
+        c.steps, c.batch, c.calibration, c.log_every = 4, 4, 8, 1
+        c.data.update(size=64, geometries=3)
+        c.pipeline.sizes = ((64, 64),)
+        c.evaluate.update(size=64, geometries=3, crossed=1)
     return c
 
 
-def run_demo(config: mlc.ConfigDict, workdir: str | os.PathLike, command: str) -> run.Evaluation:
-    """Distils the teacher into the student and shows both on unseen pairs.
+def run_demo(
+    config: mlc.ConfigDict,
+    workdir: str | os.PathLike,
+    command: str,
+    real: str | os.PathLike | None = None,
+) -> run.Evaluation:
+    """Distils the teacher into the student and shows both, beside others, on unseen pairs.
 
     Writes WORKDIR/report.html, pictures/, metrics.json, pairs.csv and what `train` writes.
+
+    real: a folder of pairs in StereoLunar's format, to evaluate on too
 
     Raises:
       InputError: the workdir cannot be written, or a setting cannot be used.
     """
     workdir = atomic.check_writable(workdir)
+    size = config.evaluate.size
+    photographed = [] if real is None else read_all("real pairs", open_folder(real, size=size))
     teacher = api.load(config.teacher)
-    before, share = first_student(config.student, config.init, teacher, config.seed)
-    training = read_all("training pairs", config.data)
+    config = config.copy_and_resolve_references()
+    config.data.kept = str(workdir / "pairs")
+    training = read_data("training pairs", config.data, keep=False)
+    before = begin(config, config.student, teacher, training)
     after = train(config, workdir, training, teacher=teacher, student=before)
 
-    unseen = read_all("unseen pairs", config.evaluate)
-    predictors = {
-        "teacher": predictor(teacher),
-        "student_before": predictor(before, turns=teacher.turns),
-        "student_after": predictor(after, turns=teacher.turns),
-        "baseline_mean": baselines.mean_baseline(baselines.trajectory_means(training)),
-        "baseline_plane": baselines.plane_baseline,
-    }
-    with Progress(len(unseen), "evaluate") as progress:
-        evaluation = run.evaluate(predictors, unseen, progress=progress.update)
+    unseen, crossed = (
+        read_all(label, _unseen(config.evaluate, count, lighting))
+        for label, count, lighting in (
+            ("unseen pairs", config.evaluate.geometries, "same"),
+            ("under crossed suns", config.evaluate.crossed, "cross"),
+        )
+    )
+    predictors = _predictors(config, teacher, before, after)
+    evaluation, *others = (
+        _evaluate(label, predictors, pairs)
+        for label, pairs in (
+            ("evaluate", unseen),
+            ("evaluate crossed suns", crossed),
+            ("evaluate real pairs", photographed),
+        )
+        if pairs
+    )
     run.write_metrics(workdir / "metrics.json", evaluation)
     run.write_pairs(workdir / "pairs.csv", evaluation)
 
+    headings = ("Under crossed suns", "Real photographs")
     large, small = (sum(a.size for a in jax.tree.leaves(m.params)) for m in (teacher, after))
     write_evaluation(
         workdir / "report.html",
         evaluation,
-        {name: predictors[name] for name in ("teacher", "student_before", "student_after")},
-        spread(unseen, SHOWN),
+        {name: predictors[name] for name in PICTURED if name in predictors},
+        [*spread(unseen, SHOWN), *spread(crossed, 1), *spread(photographed, SHOWN)],
+        dict(zip(headings, others, strict=False)),
         title="A teacher distilled into a student, on the Moon",
         lead=f"{teacher.config.name} ({large / 1e6:.1f} M parameters) taught {after.config.name} "
-        f"({small / 1e6:.1f} M, {large / small:.1f} times fewer) for {config.steps} steps on "
-        f"{len(training)} stereo pairs. {100 * share:.0f} % of the student's first parameters were "
-        f"the teacher's. Both see {len(unseen)} pairs of terrain that neither was trained on; "
-        "errors are averages over these.",
+        f"({small / 1e6:.2f} M, {large / small:.1f} times fewer) for {config.steps} steps of "
+        f"{config.batch} stereo pairs. All see frames of {size} pixels of terrain that no network "
+        f"was trained on: {len(unseen)} pairs under one sun, {len(crossed)} whose views have two.",
+        only=COLUMNS,
         history=read_history(workdir),
         facts={
             "Training pairs": f"{len(training)}, {config.data.source}",
-            "Frame": f"{config.data.size} x {config.data.size} px",
+            "Start": f"{config.init}, on {config.calibration} pairs without labels",
+            "Frame": f"{size} x {size} px",
             "Seed": str(config.seed),
             "Licence": after.meta.get("licence", "unknown"),
         },
@@ -99,15 +138,50 @@ def run_demo(config: mlc.ConfigDict, workdir: str | os.PathLike, command: str) -
     return evaluation
 
 
-def read_all(label: str, data: mlc.ConfigDict) -> list[StereoPair]:
-    """All pairs of a `data` block of the config, in memory, with a progress bar."""
-    count, pairs = open_pairs(
-        data.source, size=data.size, geometries=data.geometries, seed=data.seed
+def _unseen(block: mlc.ConfigDict, count: int, lighting: str) -> Sequence[StereoPair]:
+    return pair_sequence(
+        block.source, size=block.size, geometries=count, seed=block.seed, lighting=lighting
     )
+
+
+def _predictors(
+    config: mlc.ConfigDict, teacher: api.Stereo, before: api.Stereo, after: api.Stereo
+) -> dict[str, run.Predictor]:
+    """The networks, what knows nothing, and what a user would try first, on the same frames."""
+    encoder = api.load(config.encoder) if config.encoder else None
+    paper, _ = first_student(config.student, "paper", teacher, config.seed, encoder=encoder)
+    networks = {"teacher": teacher, "student_before": before, "student_after": after}
+    networks["student_paper"] = paper
+    out = {
+        name: predictor(net, matches=True, turns=teacher.turns) for name, net in networks.items()
+    }
+    means = contenders.rendered_means(config.evaluate.source, config.evaluate.size)
+    out |= {f"baseline_{name}": make(means) for name, make in contenders.KNOW_NOTHING.items()}
+    out["baseline_plane"] = baselines.plane_baseline
+    if has_opencv():
+        out["baseline_sift"] = classical.sift_baseline(_same_frame)
+        out["baseline_sgm"] = rectified.sgm_baseline(_same_frame)
+    return out
+
+
+def _same_frame(pair: StereoPair) -> StereoPair:
+    """What classical methods see: as networks do, not the frame as it is stored."""
+    return pair
+
+
+def _evaluate(
+    label: str, predictors: dict[str, run.Predictor], pairs: Sequence[StereoPair]
+) -> run.Evaluation:
+    with Progress(len(pairs), label) as progress:
+        return run.evaluate(predictors, pairs, protocol=OURS, progress=progress.update)
+
+
+def read_all(label: str, pairs: Sequence[StereoPair]) -> list[StereoPair]:
+    """All pairs in memory, with a progress bar."""
     out = []
-    with Progress(count, label) as progress:
-        for pair in pairs:
-            out.append(pair)
+    with Progress(len(pairs), label) as progress:
+        for i in range(len(pairs)):
+            out.append(pairs[i])
             progress.update(1)
     return out
 

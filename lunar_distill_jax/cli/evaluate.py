@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
             out, result, predictors, data.read, costs, _text(args, models, side, result),
             progress=progress.update,
         )  # fmt: skip
-    _print(result, PRINTED if args.protocol == "ours" else PRINTED_PAPER)
+    print_table(result, PRINTED if args.protocol == "ours" else PRINTED_PAPER)
     print(f"Open {out / 'report.html'}")
 
 
@@ -192,7 +192,7 @@ def _text(args: argparse.Namespace, models: Mapping, side: int, result):
     return Text(title, where, lead, facts, shlex.join(words))
 
 
-def _print(result, keys) -> None:
+def print_table(result, keys) -> None:
     """A table: the protocol's few main numbers of each model, over all pairs and by trajectory."""
     metrics = result.protocol.metrics
     heads = [f"{metrics[k].name} {metrics[k].unit.split(' ')[0]}".split() for k in keys]

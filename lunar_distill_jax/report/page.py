@@ -51,6 +51,8 @@ def write_report(
     metrics: Mapping[str, Mapping[str, float]],
     by_trajectory: Mapping[str, Mapping[str, Mapping[str, float]]] = NOTHING,
     intervals: Mapping[str, Mapping[str, tuple[float, float]]] = NOTHING,
+    only: Sequence[str] | None = None,
+    others: Mapping[str, Mapping[str, Mapping[str, float]]] = NOTHING,
     history: Sequence[Mapping[str, float]] = (),
     shown: Sequence[Shown] = (),
     facts: Mapping[str, str] = NOTHING,
@@ -66,6 +68,8 @@ def write_report(
       metrics: model -> metric -> value, over all pairs.
       by_trajectory: trajectory -> model -> metric -> value.
       intervals: model -> metric -> (low, high), 95 %, for the values of `metrics`.
+      only: the metrics of the main table, in their order; default: those that are no details.
+      others: heading -> metrics, as `metrics`, of other data; a table each.
       history: training rows {"step", "loss", ...terms}; no chart without them.
       shown: pairs to show in pictures and in the viewer.
       facts: short label -> text, such as "student" -> "3.1 M parameters"; long ones go to the foot.
@@ -77,9 +81,9 @@ def write_report(
     """
     drawn = [pairs.draw(one.pair, one.predictions, one.metrics) for one in shown]
     sections = [
-        _results(metrics, by_trajectory, intervals),
-        _chart(history),
         pair_viewer(drawn),
+        _results(metrics, by_trajectory, intervals, only, others),
+        _chart(history),
         *(pairs.section(d, i, len(drawn)) for i, d in enumerate(drawn)),
     ]
     page = assemble(title, lead, sections, facts=facts, command=command, note=ALIGNMENT)
@@ -127,7 +131,7 @@ def _facts(facts: Mapping[str, str]) -> str:
     return f'<dl class="facts">{items}</dl>'
 
 
-def _results(metrics, by_trajectory, intervals) -> str:
+def _results(metrics, by_trajectory, intervals, only, others) -> str:
     if not metrics:
         return ""
     notes = ["↓ lower is better, ↑ higher is better; the best value of each column is in bold."]
@@ -138,12 +142,17 @@ def _results(metrics, by_trajectory, intervals) -> str:
         )
     if intervals:
         notes.append("Small figures: 95\u00a0%\u00a0interval.")
-    main = tables.results_table(metrics, intervals)
+    main = tables.results_table(metrics, intervals, only=only)
     split = tables.trajectory_table(by_trajectory)
     detail = tables.results_table(metrics, intervals, detail=True)
     parts = [
         "<section><h2>Results</h2>",
         f'<div class="scroll">{main}</div><p class="note">{" ".join(notes)}</p>',
+        *(
+            f"<h3>{html.escape(heading)}</h3>"
+            f'<div class="scroll">{tables.results_table(rows, NOTHING, only=only)}</div>'
+            for heading, rows in others.items()
+        ),
         f'<h3>By trajectory</h3><div class="scroll">{split}</div>' if split else "",
         f'<details><summary>More metrics</summary><div class="scroll">{detail}</div></details>'
         if detail

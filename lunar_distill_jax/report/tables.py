@@ -19,6 +19,7 @@ MODEL_NAMES = {
     "teacher": "Teacher",
     "student_before": "Student before",
     "student_after": "Student after",
+    "student_paper": "Student, paper's start",
     "baseline_mean": "Mean point map",
     "baseline_plane": "Fitted plane",
     "baseline_sift": "SIFT, five-point",

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import ml_collections as mlc
+import numpy as np
 
 from lunar_distill_jax import api, atomic
 from lunar_distill_jax.data.rendered import RenderedPairs, Rendering
@@ -19,6 +20,7 @@ from lunar_distill_jax.models.zoo import architecture
 from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.runs.page import RunPage
 from lunar_distill_jax.runs.unseen import SetEvaluator, draw_pictures, metric_of
+from lunar_distill_jax.train import feed
 from lunar_distill_jax.train.loop import train_together
 from lunar_distill_jax.train.options import complete_run, data_block, steps_of
 from lunar_distill_jax.train.plan import Plan, check_settings
@@ -110,13 +112,26 @@ def begin(
     pairs: Sequence[StereoPair],
 ) -> api.Stereo:
     """The named architecture as `config.init` and `config.seed` begin it."""
-    calibration = None
-    if config.calibration:
-        calibration = [pairs[i] for i in range(min(config.calibration, len(pairs)))]
+    calibration = _calibration(config, pairs) if config.calibration else None
     network = network_config(config, name)
     given = name if network == architecture(name) else network
     encoder = api.load(config.encoder) if config.encoder else None
     return first_student(given, config.init, teacher, config.seed, calibration, encoder)[0]
+
+
+def _calibration(config: mlc.ConfigDict, pairs: Sequence[StereoPair]):
+    """`config.calibration` pairs, or what the pipeline makes of so many: both views' images."""
+    count = min(config.calibration, len(pairs))
+    if not config.pipeline.on:
+        return [pairs[i] for i in range(count)]
+    batch = next(feed.batches(_with_batch(config, count), pairs, matches=0, start=0))
+    return tuple(np.asarray(batch[name]) for name in ("image1", "image2"))
+
+
+def _with_batch(config: mlc.ConfigDict, batch: int) -> mlc.ConfigDict:
+    out = config.copy_and_resolve_references()
+    out.batch = batch
+    return out
 
 
 def watch(
