@@ -9,6 +9,7 @@ import jax
 import ml_collections as mlc
 
 from lunar_distill_jax import api, atomic
+from lunar_distill_jax.data.rendered import LIGHTINGS
 from lunar_distill_jax.data.source import open_folder, pair_sequence
 from lunar_distill_jax.data.synthetic import TRAINING_SEEDS
 from lunar_distill_jax.evaluation import baselines, classical, contenders, rectified, run
@@ -48,7 +49,7 @@ def get_config(mode: str = "full") -> mlc.ConfigDict:
     c.data.kept = "demo/pairs"
     c.pipeline.update(on=True, sizes=((128, 128),), crop="centre", turn="upright")
     c.pipeline.update(jitter=0.25, sensor=0.5)
-    c.loss.update(points=3.0, relief=10.0, features=0.1, matching=0.05)
+    c.loss.update(points=3.0, relief=10.0, features=0.0, matching=0.05)
     c.loss_settings.points.weighting, c.loss_settings.matching.source = "none", "flow"
     c.optim.update(lr=5e-4, final=1e-5, warmup=5)
     c.evaluate = dict(source=SOURCE, size=128, geometries=18, crossed=6, seed=0)
@@ -97,7 +98,8 @@ def run_demo(
             ("under crossed suns", config.evaluate.crossed, "cross"),
         )
     )
-    predictors = _predictors(config, teacher, before, after)
+    means = baselines.trajectory_means(training[i] for i in range(0, len(training), len(LIGHTINGS)))
+    predictors = _predictors(config, teacher, before, after, means)
     evaluation, *others = (
         _evaluate(label, predictors, pairs)
         for label, pairs in (
@@ -145,7 +147,11 @@ def _unseen(block: mlc.ConfigDict, count: int, lighting: str) -> Sequence[Stereo
 
 
 def _predictors(
-    config: mlc.ConfigDict, teacher: api.Stereo, before: api.Stereo, after: api.Stereo
+    config: mlc.ConfigDict,
+    teacher: api.Stereo,
+    before: api.Stereo,
+    after: api.Stereo,
+    means: baselines.Means,
 ) -> dict[str, run.Predictor]:
     """The networks, what knows nothing, and what a user would try first, on the same frames."""
     encoder = api.load(config.encoder) if config.encoder else None
@@ -155,7 +161,6 @@ def _predictors(
     out = {
         name: predictor(net, matches=True, turns=teacher.turns) for name, net in networks.items()
     }
-    means = contenders.rendered_means(config.evaluate.source, config.evaluate.size)
     out |= {f"baseline_{name}": make(means) for name, make in contenders.KNOW_NOTHING.items()}
     out["baseline_plane"] = baselines.plane_baseline
     if has_opencv():

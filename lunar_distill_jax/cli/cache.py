@@ -6,8 +6,9 @@ import argparse
 
 EXAMPLE = """\
 example:
-  lunar-distill cache --config configs/synthetic_demo.py --out runs/targets --config.augment=False
-  lunar-distill train --config configs/synthetic_demo.py --config.augment=False \\
+  lunar-distill cache --config configs/synthetic_moonlet.py --config.augment=False \\
+      --out runs/targets
+  lunar-distill train --config configs/synthetic_moonlet.py --config.augment=False \\
       --config.cache=runs/targets --workdir runs/offline
 
 Killed or stopped, the same command goes on from the last complete file. With augmentation the

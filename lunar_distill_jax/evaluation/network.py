@@ -38,8 +38,8 @@ def predictor(
     program: what predicts pairs of its size, one by one; `batch` is then without meaning
     turns:   of view 2, as `api.predict`; None: as many as the network wants
     matches: also match the descriptors, and find the relative pose by them and the point maps
-    adjust:  answer with the point maps bent by the matches (`twoview.adjust`), where these give a
-             pose; as the network says them otherwise
+    adjust:  answer with the point maps bent by the matches (`twoview.adjust`), where most of these
+             agree on a pose; as the network says them otherwise
     """
 
     turns = stereo.turns if turns is None else turns
@@ -71,11 +71,8 @@ def predictor(
                 if found[i] is not None:
                     fit = adjusting.adjust(own, found[i], pair.K)
                     pose = np.full((4, 4), np.nan) if fit is None else fit.T_cam2_cam1
-                    own = (
-                        own
-                        if fit is None or not adjust
-                        else np.stack(fit.points).astype(np.float32)
-                    )
+                    if adjust and fit is not None and fit.believable:
+                        own = np.stack(fit.points).astype(np.float32)
                 maps.append(PointMaps(own, conf[i], found[i], pose))
         return maps
 

@@ -33,6 +33,7 @@ ROUNDS = 12
 # Where the search for the pose starts: as the points are, and tilted four ways.
 START_TILTS = 2 * TILT * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]]) @ np.eye(2, 5)
 GRID = 6  # every so many pixels of view 2 show where the network puts its camera
+AGREEING = 0.5  # share of matches from which an adjustment is believed
 FEWEST = 8  # matches below which nothing is tried
 
 
@@ -43,6 +44,11 @@ class Adjustment:
     T_cam2_cam1: np.ndarray
     points: tuple[np.ndarray, np.ndarray]
     agree: np.ndarray
+
+    @property
+    def believable(self) -> bool:
+        """Whether most matches say the same: if not, the maps are better left as they are."""
+        return bool(self.agree.mean() >= AGREEING)
 
 
 def slow_maps(rays: np.ndarray) -> np.ndarray:

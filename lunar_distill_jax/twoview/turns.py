@@ -6,7 +6,6 @@ points are in the camera of view 1 whatever was done to view 2, and maps of pixe
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from lunar_distill_jax.types import Prediction
 
 TURNS = 4
+FIELDS = ("pts3d", "conf", "desc", "desc_conf")
 SIDE = 32  # about as many descriptors along a side are compared
 TEMPERATURE = 0.05  # of the losses that train descriptors
 Predict = Callable[[Any, Any], tuple[Prediction, Prediction]]
@@ -47,20 +47,25 @@ def predict_turned(predict: Predict, image1, image2) -> tuple[Prediction, Predic
 
     predict: (image1, image2) [B, H, W, 3] -> predictions; their features are not kept
     """
-    found = []
-    for quarters in range(TURNS):
-        one, two = predict(image1, turned(image2, quarters))
-        maps = {
-            f: turned(getattr(two, f), -quarters) for f in ("pts3d", "conf", "desc", "desc_conf")
-        }
-        found.append((dataclasses.replace(one, features={}), Prediction(**maps)))
-    scores = jnp.stack([likeness(one.desc, two.desc) for one, two in found])
+    # Turns of one shape are one batch: the network is then compiled once, or twice, not four times.
+    square = image2.shape[1] == image2.shape[2]
+    found: dict[int, tuple[Prediction, Prediction]] = {}
+    for group in ([0, 1, 2, 3],) if square else ([0, 2], [1, 3]):
+        pictures = jnp.concatenate([turned(image2, quarters) for quarters in group])
+        both = predict(jnp.concatenate([image1] * len(group)), pictures)
+        both = [{f: jnp.split(getattr(p, f), len(group)) for f in FIELDS} for p in both]
+        for i, quarters in enumerate(group):
+            one, two = ({f: parts[f][i] for f in FIELDS} for parts in both)
+            back = {f: turned(two[f], -quarters) for f in FIELDS}
+            found[quarters] = Prediction(**one), Prediction(**back)
+    each = [found[quarters] for quarters in range(TURNS)]
+    scores = jnp.stack([likeness(one.desc, two.desc) for one, two in each])
     best = jnp.argmax(scores, 0)
 
-    def choose(*each):
-        stacked = jnp.stack(each)
+    def choose(*arrays):
+        stacked = jnp.stack(arrays)
         at = best.reshape(1, -1, *(1,) * (stacked.ndim - 2))
         return jnp.take_along_axis(stacked, at, axis=0)[0]
 
-    one, two = jax.tree.map(choose, *found)
+    one, two = jax.tree.map(choose, *each)
     return one, two, best.astype(jnp.int32)
