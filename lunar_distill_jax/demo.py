@@ -43,7 +43,7 @@ def get_config(mode: str = "full") -> mlc.ConfigDict:
         raise ValueError(f"Unknown mode {mode!r}: expected full, hour or tiny.")
     c = run_config()
     c.teacher, c.student, c.encoder = "moonlet", "moonlet-student", "moonlet-student-encoder"
-    c.init, c.calibration = "calibrated", 96
+    c.init, c.calibration = "calibrated", 24
     c.seed, c.batch, c.steps, c.matches = 0, 16, 40, 256
     c.data = data_block(source=SOURCE, size=128, geometries=48, seed=TRAINING_SEEDS)
     c.data.kept = "demo/pairs"
