@@ -5,11 +5,13 @@ r"""The embedded teacher, from nothing, on the synthetic Moon: stages, each from
     lunar-distill train --config configs/moonlet.py:relief --workdir runs/moonlet/relief
     lunar-distill train --config configs/moonlet.py:settle --workdir runs/moonlet/settle
     lunar-distill train --config configs/moonlet.py:confidence --workdir runs/moonlet/confidence
+    lunar-distill train --config configs/moonlet.py:descriptors --workdir runs/moonlet/descriptors
 
 `tools/train_moonlet.py` runs them in order, scores the result and packs it. "match" teaches where
 the other view shows a token's ground, "surface" points and descriptors too, "relief" gives what is
 left beside a smooth surface the most weight, "settle" lowers the rate to nothing, "confidence" lets
-the network say how sure it is. Killed at any moment, the same command goes on.
+the network say how sure it is, "descriptors" sharpens these and moves nothing else. Killed at any
+moment, the same command goes on.
 """
 
 from lunar_distill_jax.data.synthetic import TRAINING_SEEDS
@@ -17,7 +19,7 @@ from lunar_distill_jax.train.options import data_block, run_config
 
 FOLDER = "runs/moonlet"
 LADDER = ".*(ladder|catconv/add).*"  # reads shading; begun anew it has most to learn
-STAGES = ("match", "surface", "relief", "settle", "confidence")
+STAGES = ("match", "surface", "relief", "settle", "confidence", "descriptors")
 
 
 def get_config(stage: str = "match"):
@@ -58,8 +60,13 @@ def get_config(stage: str = "match"):
             c.steps, c.optim.final = 560, 1e-5
             c.loss.update(points=3.0, matching=0.05)
         else:
-            c.steps, c.optim.lr, c.optim.final = 120, 2e-4, 1e-6
+            c.steps, c.optim.lr, c.optim.final = 90, 2e-4, 1e-6
             points.weighting, matching.confidence, matching.negatives = "confidence", "mean", 0.9
+        if stage == "descriptors":
+            c.steps, c.matches, c.optim.lr, c.optim.final = 220, 1024, 2e-3, 1e-5
+            c.loss.update(points=0.0, relief=0.0, gradient=0.0, attention=0.0, matching=1.0)
+            c.optim.freeze = ("encoder/.*", "decoder/.*", "head/(catconv|plane)/.*")
+            c.optim.multipliers = ()
     if stage != "match":
         c.start_from = f"{FOLDER}/{STAGES[STAGES.index(stage) - 1]}"
     c.log_every, c.checkpoint_every, c.tensorboard = 10, 100, False

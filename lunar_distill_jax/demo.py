@@ -44,7 +44,7 @@ def get_config(mode: str = "full") -> mlc.ConfigDict:
     c = run_config()
     c.teacher, c.student, c.encoder = "moonlet", "moonlet-student", "moonlet-student-encoder"
     c.init, c.calibration = "calibrated", 24
-    c.seed, c.batch, c.steps, c.matches = 0, 16, 40, 256
+    c.seed, c.batch, c.steps, c.matches = 0, 8, 40, 256
     c.data = data_block(source=SOURCE, size=128, geometries=48, seed=TRAINING_SEEDS)
     c.data.kept = "demo/pairs"
     c.pipeline.update(on=True, sizes=((128, 128),), crop="centre", turn="upright")
@@ -52,12 +52,12 @@ def get_config(mode: str = "full") -> mlc.ConfigDict:
     c.loss.update(points=3.0, relief=10.0, features=0.0, matching=0.05)
     c.loss_settings.points.weighting, c.loss_settings.matching.source = "none", "flow"
     c.optim.update(lr=5e-4, final=1e-5, warmup=5)
-    c.evaluate = dict(source=SOURCE, size=128, geometries=18, crossed=6, seed=0)
+    c.evaluate = dict(source=SOURCE, size=128, geometries=12, crossed=3, seed=0)
     c.log_every, c.checkpoint_every, c.tensorboard = 5, 100, False
     if mode == "hour":
         c.data.update(geometries=2400, seed=2 * TRAINING_SEEDS, kept="runs/moonlet/pairs")
         c.data.trajectories = ("nadir", "oblique", "dynamic", "dynamic")
-        c.steps, c.optim.lr, c.optim.warmup = 2400, 1e-3, 50
+        c.batch, c.steps, c.optim.lr, c.optim.warmup = 16, 1200, 1e-3, 50
     if mode == "tiny":
         c.steps, c.batch, c.calibration, c.log_every = 4, 4, 8, 1
         c.data.update(size=64, geometries=3)

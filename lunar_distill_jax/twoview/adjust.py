@@ -21,17 +21,17 @@ from lunar_distill_jax.twoview.essential import frame_rays, rays_of
 from lunar_distill_jax.twoview.pnp import camera_pose
 
 # Prior deviations of log depth at the frame's rim: along x, y, x^2, y^2, x y.
-TILT, BOW = 0.05, 0.02
+TILT, BOW = 0.03, 0.01
 PRIOR = np.array([TILT, TILT, BOW, BOW, BOW])
 # The errors of neighbouring matches are alike: all of them are worth so many.
-INDEPENDENT = 100
+INDEPENDENT = 50
 SCALE_PX = 2.0  # error in view 2 of a match that has a quarter of its say (Geman and McClure)
 DEPTH_SCALE = 0.05  # the same of log depths of view 2 against those carried over from view 1
 # The scales of the first rounds, pixels: errors of a far start are not outliers yet.
 FAR_PX = (32.0, 24.0, 16.0, 12.0, 8.0, 6.0, 4.0, 3.0)
 ROUNDS = 12
 # Where the search for the pose starts: as the points are, and tilted four ways.
-START_TILTS = 2 * TILT * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]]) @ np.eye(2, 5)
+START_TILTS = 0.1 * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]]) @ np.eye(2, 5)
 GRID = 6  # every so many pixels of view 2 show where the network puts its camera
 AGREEING = 0.5  # share of matches from which an adjustment is believed
 FEWEST = 8  # matches below which nothing is tried
