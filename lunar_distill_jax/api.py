@@ -150,7 +150,7 @@ def read_network(
                 "again to finish it, or give a weight file."
             )
     if not path.is_file():
-        known = ", ".join(EMBEDDED)
+        known = ", ".join(name for name in EMBEDDED if not name.endswith("-encoder"))
         extra = (
             f" {source} is an architecture without trained weights."
             if str(source).partition("@")[0] in ARCHITECTURES
