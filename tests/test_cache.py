@@ -245,6 +245,8 @@ def test_the_verb_writes_a_cache_for_one_run_only(teacher, tmp_path, capsys):
         "def get_config(mode=''):\n"
         "    c = demo('tiny')\n"
         "    c.steps, c.batch, c.data.geometries, c.cache = 2, 2, 2, ''\n"
+        "    c.encoder, c.init, c.calibration, c.data.kept = '', 'inherit', 0, ''\n"
+        "    c.pipeline.on, c.augment, c.loss.matching = False, True, 0.0\n"
         f"    c.teacher, c.data.size = {str(tmp_path / 'teacher.safetensors')!r}, 32\n"
         "    return c\n"
     )

@@ -19,7 +19,9 @@ from lunar_distill_jax import demo
 def get_config(mode="tiny"):
     config = demo.get_config(mode)
     config.teacher, config.student = {teacher!r}, "test"
-    config.data.update(source={data!r}, size=32)
+    config.encoder, config.init, config.calibration = "", "inherit", 0
+    config.data.update(source={data!r}, size=32, kept="")
+    config.pipeline.on, config.augment, config.loss.matching = False, True, 0.0
     return config
 """
 
@@ -234,7 +236,7 @@ def test_evaluate_with_wrong_arguments(flags, message, model, data, config, tmp_
     [
         (["--config", "{tmp}/none.py"], "There is no config file"),
         (["--config", "{tmp}/experiment.py:huge"], "Unknown mode 'huge'"),
-        (["--config.nope=1"], "experiment.py has no key nope in config: there is augment, batch"),
+        (["--config.nope=1"], "experiment.py has no key nope in config: there is accumulate, augment, batch"),
         (["--config.optim.lrr=1"], "has no key lrr in config.optim: did you mean lr?"),
         (["--config.seed.x=1"], "has no key x in config.seed: there is none."),
         (["--config.steps=many"], "cannot be used: flag --config.steps=many: invalid literal"),
