@@ -21,7 +21,8 @@ def get_config(mode="tiny"):
     config.teacher, config.student = {teacher!r}, "test"
     config.encoder, config.init, config.calibration = "", "inherit", 0
     config.data.update(source={data!r}, size=32, kept="")
-    config.pipeline.on, config.augment, config.loss.matching = False, True, 0.0
+    config.pipeline.on, config.augment = False, True
+    config.loss.update(features=0.3, matching=0.0)
     return config
 """
 
