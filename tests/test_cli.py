@@ -237,7 +237,7 @@ def test_evaluate_with_wrong_arguments(flags, message, model, data, config, tmp_
     [
         (["--config", "{tmp}/none.py"], "There is no config file"),
         (["--config", "{tmp}/experiment.py:huge"], "Unknown mode 'huge'"),
-        (["--config.nope=1"], "experiment.py has no key nope in config: there is accumulate, augment, batch"),
+        (["--config.nope=1"], "experiment.py has no key nope in config: there is accumulate"),
         (["--config.optim.lrr=1"], "has no key lrr in config.optim: did you mean lr?"),
         (["--config.seed.x=1"], "has no key x in config.seed: there is none."),
         (["--config.steps=many"], "cannot be used: flag --config.steps=many: invalid literal"),
