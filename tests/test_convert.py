@@ -247,7 +247,7 @@ def test_other_kinds_of_input_are_refused_in_one_sentence(pth, tmp_path, capsys)
 def test_networks_beyond_the_reference_do_not_go_to_torch(tmp_path, capsys):
     ld.save(ld.build("moonlet-student"), tmp_path / "student.safetensors")
     message = fail(tmp_path / "student.safetensors", tmp_path, capsys, "--to", "torch")
-    for field in ("encoder.stem (24, 48, 128)", "encoder.grid True", "head.plane True"):
+    for field in ("encoder.stem (24, 48, 64)", "encoder.grid True", "head.plane True"):
         assert f"no {field}" in message
     for field in ("encoder.patch 8", "decoder.rotary_cross False", "head.desc_fine True"):
         assert f"no {field}" in message
