@@ -65,8 +65,8 @@ def get_config(stage: str = "match"):
         if stage == "descriptors":
             c.steps, c.matches, c.optim.lr, c.optim.final = 220, 1024, 2e-3, 1e-5
             c.loss.update(points=0.0, relief=0.0, gradient=0.0, attention=0.0, matching=1.0)
-            c.optim.freeze = ("encoder/.*", "decoder/.*", "head/(catconv|plane)/.*")
-            c.optim.multipliers = ()
+            # Not `freeze`: what is frozen has no moments, and a stage takes up those of the last.
+            c.optim.multipliers = (("(encoder|decoder|head/(catconv|plane))/.*", 0.0),)
     if stage != "match":
         c.start_from = f"{FOLDER}/{STAGES[STAGES.index(stage) - 1]}"
     c.log_every, c.checkpoint_every, c.tensorboard = 10, 100, False

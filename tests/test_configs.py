@@ -1,5 +1,7 @@
 """Every config file: both modes, locked keys, the recipe; slow: three steps of each."""
 
+import runpy
+
 import pytest
 import tiny
 
@@ -32,6 +34,15 @@ def test_the_paper_s_recipe_in_steps():
     assert (config.batch, config.accumulate, config.init) == (16, 4, "paper")
     assert (config.optim.lr, config.optim.final, config.optim.clip) == (3e-5, 2e-7, 1.0)
     assert (config.optim.weight_decay, config.pipeline.crop) == (0.05, "homography")
+
+
+def test_the_stages_of_moonlet_can_take_each_other_up():
+    path = tiny.REPOSITORY / "configs/moonlet.py"
+    stages = runpy.run_path(str(path))["STAGES"]
+    configs = [start.check_run(read_config(f"{path}:{stage}")) for stage in stages]
+    assert [c.start_from.rpartition("/")[2] for c in configs] == ["", *stages[:-1]]
+    # Another set of frozen parameters is another state, which `start_from` refuses.
+    assert not any(c.optim.freeze for c in configs) and len({c.optim.kind for c in configs}) == 1
 
 
 def test_the_decoder_can_be_another():

@@ -19,7 +19,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         help="distil the embedded teacher into a student and look at both",
         description="Render stereo pairs of a synthetic Moon, distil the embedded teacher into a "
         "small student, evaluate both beside classical matching on unseen terrain, write a page "
-        "that shows it. Three minutes on two CPU cores.",
+        "that shows it. Some minutes on two CPU cores.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -27,9 +27,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", metavar="DIR", help="a folder of real pairs to evaluate on too, as StereoLunar's"
     )
-    parser.add_argument(
-        "--tiny", action="store_true", help="a minute instead of three; the student learns nothing"
-    )
+    parser.add_argument("--tiny", action="store_true", help="shorter; the student learns nothing")
     return parser
 
 
