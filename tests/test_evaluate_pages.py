@@ -153,7 +153,13 @@ def test_the_verb_and_the_function_agree(moon, capsys):
     assert cli.main([*arguments, "--baselines", "plane", "sift"]) == 0
     assert "point error" in capsys.readouterr().out.lower()
     metrics = json.loads((moon / "out/metrics.json").read_text())
-    assert list(metrics) == ["net", "baseline_plane", "baseline_sift", "noise_floor"]
+    assert list(metrics) == [
+        "net",
+        "net_adjusted",
+        "baseline_plane",
+        "baseline_sift",
+        "noise_floor",
+    ]
     assert metrics["net"]["cost"]["size"] == "32x32" and metrics["net"]["pairs"] == 2
     assert metrics["noise_floor"]["point_error_pct"] < 1e-4
     assert set(metrics["baseline_plane"]["versus"]) == {"net"}

@@ -28,7 +28,7 @@ import numpy as np
 from lunar_distill_jax import api, atomic
 from lunar_distill_jax.data.source import pair_sequence
 from lunar_distill_jax.evaluation import contenders, run
-from lunar_distill_jax.evaluation.network import predictor
+from lunar_distill_jax.evaluation.network import predictors
 from lunar_distill_jax.evaluation.protocol import OURS
 from lunar_distill_jax.progress import Progress
 from lunar_distill_jax.runs import start
@@ -57,10 +57,8 @@ def score(stereo: api.Stereo, geometries: int) -> dict[str, dict]:
     side = stereo.training_side or 128
     source = "synthetic:stereolunar"
     means = contenders.rendered_means(source, side)
-    models = {
-        "moonlet": predictor(stereo, matches=True),
-        "moonlet_adjusted": predictor(stereo, adjust=True),
-    }
+    own, adjusted = predictors(stereo)
+    models = {"moonlet": own, "moonlet_adjusted": adjusted}
     models |= {f"baseline_{name}": make(means) for name, make in contenders.KNOW_NOTHING.items()}
     out = {}
     for lighting in ("same", "cross"):

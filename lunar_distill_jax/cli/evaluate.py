@@ -30,7 +30,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "evaluate",
         help="metrics, tables and pictures of models on stereo pairs with ground truth",
         description="Score models beside classical baselines, on a folder of stereo pairs or on "
-        "fresh synthetic ones.",
+        "fresh synthetic ones; each network as it says, and adjusted: as `reconstruct` shows it.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,12 +64,6 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         type=int,
         choices=(1, 4),
         help="4: view 2 is tried at its quarter turns (default: as each model wants)",
-    )
-    parser.add_argument(
-        "--adjust",
-        action="store_true",
-        help="score networks' maps bent so that they agree with their own matches, as "
-        "`reconstruct` shows them (default: as the network says them)",
     )
     parser.add_argument(
         "--baselines",
@@ -117,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     means = None
     if set(beside) & set(contenders.KNOW_NOTHING):
         means = contenders.rendered_means(args.data, side)
-    predictors = contenders.predictors(programs, beside, data.stored, means, adjust=args.adjust)
+    predictors = contenders.predictors(programs, beside, data.stored, means)
     with Progress(len(data), "evaluate") as progress:
         result = evaluation.evaluate(
             predictors,
@@ -180,7 +174,6 @@ def _text(args: argparse.Namespace, models: Mapping, side: int, result):
     words += ["--size", str(side), "--lighting", args.lighting, "--seed", str(args.seed)]
     if args.turns is not None:
         words += ["--turns", str(args.turns)]
-    words += ["--adjust"] * args.adjust
     if rendered:
         words += ["--geometries", str(args.geometries)]
     if args.baselines is not None:

@@ -10,8 +10,15 @@ from lunar_distill_jax import api
 from lunar_distill_jax.data.source import synthetic_moon
 from lunar_distill_jax.data.synthetic import TRAINING_SEEDS, synthetic_pairs
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.evaluation import baselines, classical, colmap, efficiency, rectified
-from lunar_distill_jax.evaluation.network import SIDE, predictor
+from lunar_distill_jax.evaluation import (
+    baselines,
+    classical,
+    colmap,
+    efficiency,
+    network,
+    rectified,
+)
+from lunar_distill_jax.evaluation.network import SIDE
 from lunar_distill_jax.evaluation.run import Predictor
 from lunar_distill_jax.models.zoo import ARCHITECTURES
 from lunar_distill_jax.moon.options import STEREOLUNAR
@@ -24,6 +31,7 @@ KNOW_NOTHING = {
     "random": baselines.random_baseline,
 }
 MEAN_OF = 90  # rendered geometries
+ADJUSTED = "_adjusted"  # in the name of a network whose maps are bent (`network.predictors`)
 UNTRAINED = "(untrained)"  # in the name of an architecture that was given no weights
 
 
@@ -49,7 +57,7 @@ def networks(sources: Sequence[str]) -> dict[str, api.Stereo]:
         name = path.stem if path.is_file() else path.name or source
         if name in out:  # two files of one name: their folders tell them apart
             name = f"{path.absolute().parent.name}/{name}"
-        if name in out or name in RESERVED:
+        if name in out or name in RESERVED or name.endswith(ADJUSTED):
             name = str(source)
         out[name] = api.load(source)
     return out
@@ -70,22 +78,21 @@ def predictors(
     means: baselines.Means | None = None,
     *,
     floor: bool = True,
-    adjust: bool = False,
 ) -> dict[str, Predictor]:
-    """Name -> predictor: the networks, then "baseline_NAME" of each in `beside`, "noise_floor".
+    """Name -> predictor: networks, each as it says and adjusted, then "baseline_NAME" of each in
+    `beside`, "noise_floor".
 
     programs: the networks, compiled for the evaluated frames
     stored: an evaluated pair -> the same pair as it is stored
     means: for the baselines that know nothing else; without it they are left out
-    adjust: networks answer with the maps that their matches bend (`network.predictor`)
 
     Raises:
       InputError: a baseline that there is not, or whose library is absent.
     """
-    out: dict[str, Predictor] = {
-        name: predictor(program.stereo, matches=True, program=program, adjust=adjust)
-        for name, program in programs.items()
-    }
+    out: dict[str, Predictor] = {}
+    for name, program in programs.items():
+        own, adjusted = network.predictors(program.stereo, program=program)
+        out |= {name: own, name + ADJUSTED: adjusted}
     for name in beside:
         if name in KNOW_NOTHING:
             if means is not None:

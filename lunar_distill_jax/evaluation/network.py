@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 
@@ -14,8 +15,8 @@ from lunar_distill_jax.data.source import open_pairs
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.evaluation import efficiency, run
 from lunar_distill_jax.evaluation.protocol import PROTOCOLS
-from lunar_distill_jax.twoview import adjust as adjusting
 from lunar_distill_jax.twoview import matching
+from lunar_distill_jax.twoview.adjust import adjust
 from lunar_distill_jax.types import PointMaps, StereoPair
 
 SEEDS = 4096  # about as many pixels of view 1 look for a match
@@ -31,21 +32,40 @@ def predictor(
     matches: bool = False,
     program: efficiency.Program | None = None,
     turns: int | None = None,
-    adjust: bool = False,
-):
+) -> run.Predictor:
     """(pairs) -> point maps; short lists are padded to `batch`, so that one program serves all.
 
     program: what predicts pairs of its size, one by one; `batch` is then without meaning
     turns:   of view 2, as `api.predict`; None: as many as the network wants
     matches: also match the descriptors, and find the relative pose by them and the point maps
-    adjust:  answer with the point maps bent by the matches (`twoview.adjust`), where most of these
-             agree on a pose; as the network says them otherwise
     """
+    return _predictors(stereo, batch, matches, program, turns)[0]
 
+
+def predictors(
+    stereo: api.Stereo,
+    batch: int = 8,
+    *,
+    program: efficiency.Program | None = None,
+    turns: int | None = None,
+) -> tuple[run.Predictor, run.Predictor]:
+    """Point maps as the network says them, and as its matches and the pictures adjust them.
+
+    The second answers with what `reconstruct` shows (`twoview.adjust`); where most matches do not
+    agree on a pose, with what the network says. Both have matches and the same poses. Asked for the
+    same pairs one after the other, they run the network once. Arguments as of `predictor`.
+    """
+    return _predictors(stereo, batch, True, program, turns)
+
+
+def _predictors(stereo, batch, matches, program, turns) -> tuple[run.Predictor, run.Predictor]:
     turns = stereo.turns if turns is None else turns
+    last: list[tuple[StereoPair, PointMaps, PointMaps]] = []
 
-    def predict(pairs: Sequence[StereoPair]) -> list[PointMaps]:
-        maps = []
+    def predict(pairs: Sequence[StereoPair]) -> None:
+        if len(pairs) == len(last) and all(a is b for a, (b, *_) in zip(pairs, last, strict=True)):
+            return
+        last.clear()
         fits = program is not None and {p.valid.shape[1:] for p in pairs} == {program.size}
         count = 1 if fits else batch
         for start in range(0, len(pairs), count):
@@ -56,27 +76,34 @@ def predictor(
                 views = program(*images)
             else:
                 views = api.predict(stereo, *images, turns=turns)
-            points = np.stack([np.asarray(v.pts3d) for v in views], 1)
-            conf = np.stack([np.asarray(v.conf) for v in views], 1)
-            found: list[np.ndarray | None] = [None] * len(chunk)
-            if matches or adjust:
-                desc, trust = (
-                    [np.asarray(getattr(v, k)) for v in views] for k in ("desc", "desc_conf")
-                )
-                found = [
-                    match([d[i] for d in desc], [c[i] for c in trust]) for i in range(len(chunk))
-                ]
+            points, conf, desc, trust = (
+                np.stack([np.asarray(getattr(v, field)) for v in views], 1)
+                for field in ("pts3d", "conf", "desc", "desc_conf")
+            )
             for i, pair in enumerate(chunk):
-                own, pose = points[i], None
-                if found[i] is not None:
-                    fit = adjusting.adjust(own, found[i], pair.K)
-                    pose = np.full((4, 4), np.nan) if fit is None else fit.T_cam2_cam1
-                    if adjust and fit is not None and fit.believable:
-                        own = np.stack(fit.points).astype(np.float32)
-                maps.append(PointMaps(own, conf[i], found[i], pose))
-        return maps
+                own = PointMaps(points[i], conf[i])
+                if matches:
+                    own, bent = _matched(own, match(desc[i], trust[i]), pair)
+                last.append((pair, own, bent if matches else own))
 
-    return predict
+    def answer(which: int) -> run.Predictor:
+        def predicted(pairs: Sequence[StereoPair]) -> list[PointMaps]:
+            predict(pairs)
+            return [entry[which] for entry in last]
+
+        return predicted
+
+    return answer(1), answer(2)
+
+
+def _matched(own: PointMaps, found: np.ndarray, pair: StereoPair) -> tuple[PointMaps, PointMaps]:
+    """With matches and pose: the network's own points, and the adjusted ones."""
+    fit = adjust(own.points_cam1, found, pair.K, pair.image)
+    pose = np.full((4, 4), np.nan) if fit is None else fit.T_cam2_cam1
+    own = dataclasses.replace(own, matches=found, T_cam2_cam1=pose)
+    if fit is None or not fit.believable:
+        return own, own
+    return own, dataclasses.replace(own, points_cam1=np.stack(fit.points).astype(np.float32))
 
 
 def match(desc: Sequence[np.ndarray], conf: Sequence[np.ndarray]) -> np.ndarray:

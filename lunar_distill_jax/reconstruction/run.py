@@ -175,7 +175,7 @@ def reconstruct(
     T = _pose(ahead[1].pts3d, ahead[1].conf, K[1], path2)
     maps = (ahead[0].pts3d, ahead[1].pts3d)
     pixels = reciprocal_matches(ahead[0].desc, ahead[1].desc, MATCH_STEP, both_ways=True)
-    fit = adjust(maps, np.concatenate(pixels, 1), K)
+    fit = adjust(maps, np.concatenate(pixels, 1), K, frames)
     if fit is not None and fit.believable:
         T, maps = fit.T_cam2_cam1.copy(), fit.points
     scale = 1.0

@@ -3,7 +3,9 @@
 A network knows the surface from what ground looks like; its maps are wrong mostly in what varies
 slowly over a frame (tilt, bow), and a pose that is read from them goes wrong with them. Parallax
 knows just that. So the pose is sought together with a smooth factor on the depths of each view,
-whose size has a prior: a bundle adjustment of two views with eleven unknowns.
+whose size has a prior: a bundle adjustment of two views with eleven unknowns. Where the pictures
+look alike their matches are made exact first (`refine`), and parallax then corrects the surface in
+detail too.
 
 Points are [..., 3] in the camera of view 1.
 """
@@ -14,41 +16,82 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import linalg, ndimage
 from scipy.spatial.transform import Rotation
 
 from lunar_distill_jax import geometry
 from lunar_distill_jax.twoview.essential import frame_rays, rays_of
 from lunar_distill_jax.twoview.pnp import camera_pose
+from lunar_distill_jax.twoview.refine import RADIUS, refine
 
 # Prior deviations of log depth at the frame's rim: along x, y, x^2, y^2, x y.
 TILT, BOW = 0.03, 0.01
 PRIOR = np.array([TILT, TILT, BOW, BOW, BOW])
-# The errors of neighbouring matches are alike: all of them are worth so many.
-INDEPENDENT = 50
-SCALE_PX = 2.0  # error in view 2 of a match that has a quarter of its say (Geman and McClure)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """What is believed of matches and of the depths they belong to.
+
+    pixels:      deviation of a match
+    depth:       deviation of a log depth that no tilt or bow explains
+    independent: neighbours err alike, so that all matches together are worth so many
+    """
+
+    pixels: float
+    depth: float
+    independent: int
+
+
+BY_DESCRIPTORS = Noise(1.0, 0.015, 50)
+BY_PICTURES = Noise(0.15, 0.01, 300)
+ROBUST = 2.0  # deviations at which a match has a quarter of its say (Geman and McClure)
 DEPTH_SCALE = 0.05  # the same of log depths of view 2 against those carried over from view 1
-# The scales of the first rounds, pixels: errors of a far start are not outliers yet.
+# Deviations of the first rounds, pixels: errors of a far start are not outliers yet.
 FAR_PX = (32.0, 24.0, 16.0, 12.0, 8.0, 6.0, 4.0, 3.0)
+NEAR_PX = (3.0, 1.5, 0.7, 0.3)  # the same from a pose by descriptors
 ROUNDS = 12
 # Where the search for the pose starts: as the points are, and tilted four ways.
 START_TILTS = 0.1 * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]]) @ np.eye(2, 5)
 GRID = 6  # every so many pixels of view 2 show where the network puts its camera
 AGREEING = 0.5  # share of matches from which an adjustment is believed
 FEWEST = 8  # matches below which nothing is tried
+REFINED = 600  # matches that are made exact first, spread over all
+SPREAD_OUT = 1200  # matches on a grid that are made exact then
+ENOUGH = 0.25  # share of these that must look alike in both pictures
+SLOPE_PX = 2.0  # deviation over which the local shape of view 1 in view 2 is taken
+# What parallax adds to a surface: deviation of log depth, and the width of a feature as a share of
+# the frame.
+DETAIL, FEATURE = 0.02, 0.08
+CARRIED = 0.003  # deviation of log depths that view 1 gives view 2, within a pixel
 
 
 @dataclasses.dataclass(frozen=True)
 class Adjustment:
-    """T_cam2_cam1: float64 [4, 4]; points: two of [H, W, 3]; agree: bool [N], matches that fit."""
+    """T_cam2_cam1: float64 [4, 4]; points: two of [H, W, 3]; agree: bool [N], matches that fit;
+    exact: whether the pictures themselves were laid over each other."""
 
     T_cam2_cam1: np.ndarray
     points: tuple[np.ndarray, np.ndarray]
     agree: np.ndarray
+    exact: bool = False
 
     @property
     def believable(self) -> bool:
         """Whether most matches say the same: if not, the maps are better left as they are."""
         return bool(self.agree.mean() >= AGREEING)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """weights: [N] in 0 to 1, each match's say; depths: log factors [N] that its parallax asks for
+    beside the bend [5], and their deviations [N]."""
+
+    T: np.ndarray
+    bend: np.ndarray
+    weights: np.ndarray
+    cost: float
+    depths: tuple[np.ndarray, np.ndarray]
 
 
 def slow_maps(rays: np.ndarray) -> np.ndarray:
@@ -62,49 +105,87 @@ def slow_maps(rays: np.ndarray) -> np.ndarray:
 
 
 def adjust(
-    points: Sequence[np.ndarray], matches: np.ndarray, K: Sequence[np.ndarray]
+    points: Sequence[np.ndarray],
+    matches: np.ndarray,
+    K: Sequence[np.ndarray],
+    images: Sequence[np.ndarray] | None = None,
 ) -> Adjustment | None:
     """The pose and both maps that agree best with the matches and with the network's maps.
 
-    Ground that is nearly a plane is explained about as well by another plane and another pose. So
-    several starts are tried: where view 2's own points put the camera, and where the matched points
-    of view 1 put it, tilted and not. None: fewer than `FEWEST` matches, or fewer that agree with a
-    pose, or points that fit no camera.
+    A pixel's point is put on the ray that it is seen along: a network's points miss theirs by half
+    a pixel, which is as much as the parallax of low hills. Ground that is nearly a plane is
+    explained about as well by another plane and another pose. So several starts are tried: where
+    view 2's own points put the camera, and where the matched points of view 1 put it, tilted and
+    not. None: fewer than `FEWEST` matches, or fewer that agree with a pose, or points that fit no
+    camera.
 
     Args:
       points: [H, W, 3] of each view
       matches: [N, 4] whole pixels (x1, y1, x2, y2); many may be wrong
       K: [3, 3] of each view
+      images: [H, W, 3] of each view, any range; with them matches are made exact where they look
+        alike
     """
     one, two = (np.asarray(p, np.float64) for p in points)
     if len(matches) < FEWEST or not (np.isfinite(one).all() and np.isfinite(two).all()):
         return None
-    x1, y1, x2, y2 = np.rint(matches).astype(int).T
-    seen, pixels2 = one[y1, x1], np.asarray(matches[:, 2:], np.float64)
+    matches = np.asarray(matches, np.float64)
     rays = [frame_rays(p.shape[:2], k) for p, k in zip((one, two), K, strict=True)]
     maps = [slow_maps(r) for r in rays]
+    one = rays[0] * np.maximum(one[..., 2:], 1e-3 * np.median(one[..., 2]))
     y, x = (g.ravel() for g in np.mgrid[: two.shape[0] : GRID, : two.shape[1] : GRID])
     placed = camera_pose(two[y, x], rays[1][y, x])
     if placed is None:
         return None
-    matched = seen, maps[0][y1, x1], pixels2, K[1]
-    tried = [_pose_and_bend(placed, START_TILTS[0], *matched, far=FAR_PX)]
-    for tilt in START_TILTS:
-        T = camera_pose(seen * np.exp(matched[1] @ tilt)[:, None], rays_of(pixels2, K[1]))
-        tried += [] if T is None else [_pose_and_bend(T, tilt, *matched)]
-    T, bend, weights, cost = min(tried, key=lambda found: found[3])
-    agree = weights > 0.25
-    if not np.isfinite(cost) or agree.sum() < FEWEST:
+
+    def matched(matches):
+        x, y = np.rint(matches[:, :2]).astype(int).T
+        return one[y, x], maps[0][y, x], matches[:, 2:], K[1]
+
+    fits = _from_all_starts(placed, *matched(matches))
+    fit = _best(fits)
+    if fit is None:
         return None
-    one = one * np.exp(maps[0] @ bend)[..., None]
-    still, pixels = np.zeros((len(x), 5)), np.stack([x, y], -1)
-    placed, *_ = _pose_and_bend(placed, still[0], two[y, x], still, pixels, K[1], FAR_PX)
-    depth = geometry.transform(placed, two)[..., 2]
-    depth = np.maximum(depth, 1e-3 * np.median(depth))
-    carried = geometry.transform(T, one[y1, x1])[:, 2]
-    depth = _bent_depth(depth, maps[1], (y2, x2), carried, weights)
-    two = geometry.transform(geometry.inverse(T), rays[1] * depth[..., None])
-    return Adjustment(T, (one, two), agree)
+    agree, exact = fit.weights > 0.25, False
+    if images is not None and agree.mean() >= AGREEING:
+        chosen = matches[np.linspace(0, len(matches) - 1, min(REFINED, len(matches))).astype(int)]
+        for again in (False, True):
+            landing = _landing(one * np.exp(maps[0] @ fit.bend)[..., None], fit.T, K[1])
+            if again:  # wherever the first round sees common ground, not only where matches were
+                chosen, fits = _grid_matches(landing, two.shape[:2]), [fit]
+            found = _exact_matches(images, landing, chosen)
+            if found is None:
+                break
+            own = matched(found)
+            finer = _best([_pose_and_bend(f.T, f.bend, *own, BY_PICTURES, NEAR_PX) for f in fits])
+            if finer is None:
+                break
+            fit, matches, exact = finer, found, True
+    one = one * np.exp(maps[0] @ fit.bend)[..., None]
+    if exact:
+        one *= _detail(matches[:, :2], *fit.depths, fit.weights, one.shape[:2])[..., None]
+    two = _carried_over(one, two, fit, matches, placed, (rays[1], maps[1]), K[1],
+                        exact)  # fmt: skip
+    return Adjustment(fit.T, (one, two), agree, exact)
+
+
+def _from_all_starts(
+    placed: np.ndarray, points: np.ndarray, maps: np.ndarray, pixels: np.ndarray, K: np.ndarray
+) -> list[_Fit]:
+    """Fits to matched points [N, 3] of view 1, their maps [N, 5] and pixels [N, 2] of view 2."""
+    matched = points, maps, pixels, K, BY_DESCRIPTORS
+    fits = [_pose_and_bend(placed, START_TILTS[0], *matched, FAR_PX)]
+    for tilt in START_TILTS:
+        T = camera_pose(points * np.exp(maps @ tilt)[:, None], rays_of(pixels, K))
+        fits += [] if T is None else [_pose_and_bend(T, tilt, *matched)]
+    return fits
+
+
+def _best(fits: Sequence[_Fit]) -> _Fit | None:
+    best = min(fits, key=lambda fit: fit.cost)
+    if not np.isfinite(best.cost) or (best.weights > 0.25).sum() < FEWEST:
+        return None
+    return best
 
 
 def _pose_and_bend(
@@ -114,32 +195,38 @@ def _pose_and_bend(
     maps: np.ndarray,
     pixels: np.ndarray,
     K: np.ndarray,
+    noise: Noise,
     far: Sequence[float] = (),
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Gauss-Newton from T and a bend [5] -> the better ones, each match's say in 0 to 1 [N], cost.
+) -> _Fit:
+    """Gauss-Newton from T and a bend [5].
+
+    An error along the line on which a match moves with its depth counts less than one across it,
+    as far as the depth is unsure.
 
     points: [N, 3]; maps: [N, 5] of their rays; pixels: [N, 2] of view 2
     """
     unit = np.median(np.linalg.norm(points, axis=1))
     points = points / unit
     R, t = T[:3, :3], T[:3, 3] / unit
-    for scale in (*far, *[SCALE_PX] * ROUNDS):
+    flat = np.broadcast_to(np.eye(2), (len(points), 2, 2))
+    most = noise.independent
+    for deviation in (*far, *[noise.pixels] * ROUNDS):
         turned = (points * np.exp(maps @ bend)[:, None]) @ R.T
         moved = turned + t
         z = np.maximum(moved[:, 2:], 1e-3)
         error = moved[:, :2] / z @ K[:2, :2].T + K[:2, 2] - pixels
-        square = (error**2).sum(1)
-        weights = (scale**2 / (square + scale**2)) ** 2
-        say = weights * (SCALE_PX / scale) ** 2 * INDEPENDENT / max(INDEPENDENT, weights.sum())
         # d pixel / d point of camera 2, then of that by rotation, shift and bend.
-        flat = np.broadcast_to(np.eye(2), (len(z), 2, 2))
         by_point = np.concatenate([flat, -(moved[:, :2] / z)[..., None]], -1) / z[..., None]
         by_point = K[:2, :2] @ by_point  # [N, 2, 3]
-        by_turn = -by_point @ _cross(turned)
-        by_bend = by_point @ turned[..., None] * maps[:, None]
-        J = np.concatenate([by_turn, by_point, by_bend], -1).reshape(-1, 11)
-        weighted = J.T * np.repeat(say, 2)
-        H, g = weighted @ J, weighted @ error.ravel()
+        by_depth = by_point @ turned[..., None]  # of log depth, [N, 2, 1]
+        J = np.concatenate([-by_point @ _cross(turned), by_point, by_depth * maps[:, None]], -1)
+        along = noise.depth * by_depth
+        precision = np.linalg.inv(deviation**2 * np.eye(2) + along * along.swapaxes(1, 2))
+        square = np.einsum("ni,nij,nj->n", error, precision, error) / ROBUST**2
+        weights = 1 / (1 + square) ** 2
+        say = weights * most / max(most, weights.sum())
+        weighted = (say[:, None, None] * precision @ J).reshape(-1, 11)
+        H, g = weighted.T @ J.reshape(-1, 11), weighted.T @ error.ravel()
         H[6:, 6:] += np.diag(1 / PRIOR**2)
         g[6:] += bend / PRIOR**2
         step = -np.linalg.solve(H + 1e-9 * np.diag(np.diag(H)), g)
@@ -147,9 +234,11 @@ def _pose_and_bend(
         t, bend = t + step[3:6], bend + step[6:]
     out = np.eye(4)
     out[:3, :3], out[:3, 3] = R, t * unit
-    misfit = (SCALE_PX**2 * square / (square + SCALE_PX**2)).sum()
-    cost = misfit * INDEPENDENT / max(INDEPENDENT, len(points)) + (bend**2 / PRIOR**2).sum()
-    return out, bend, weights, float(cost) if np.isfinite(out).all() else np.inf
+    misfit = ROBUST**2 * (square / (1 + square)).sum()
+    cost = misfit * most / max(most, len(points)) + (bend**2 / PRIOR**2).sum()
+    strength = np.maximum((by_depth[..., 0] ** 2).sum(1), 1e-12)
+    depths = -(by_depth[..., 0] * error).sum(1) / strength, noise.pixels / np.sqrt(strength)
+    return _Fit(out, bend, weights, float(cost) if np.isfinite(out).all() else np.inf, depths)
 
 
 def _cross(v: np.ndarray) -> np.ndarray:
@@ -159,23 +248,108 @@ def _cross(v: np.ndarray) -> np.ndarray:
     return np.stack([o, -z, y, z, o, -x, -y, x, o], -1).reshape(-1, 3, 3)
 
 
+def _landing(points: np.ndarray, T: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Pixels of view 2 [H, W, 2] that points [H, W, 3] of view 1 fall on."""
+    moved = geometry.transform(T, points)
+    depth = np.maximum(moved[..., 2:], 1e-3 * np.median(moved[..., 2]))
+    return moved[..., :2] / depth @ K[:2, :2].T + K[:2, 2]
+
+
+def _grid_matches(landing: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Matches [N, 4] of a grid of view 1's pixels that land in view 2, about `SPREAD_OUT`."""
+    inside = ((landing >= RADIUS) & (landing < np.array(size[::-1]) - RADIUS)).all(-1)
+    step = max(1, round((inside.sum() / SPREAD_OUT) ** 0.5))
+    grid = np.zeros_like(inside)
+    grid[RADIUS:-RADIUS:step, RADIUS:-RADIUS:step] = True
+    y, x = np.nonzero(grid & inside)
+    return np.concatenate([np.stack([x, y], -1), landing[y, x]], 1)
+
+
+def _exact_matches(
+    images: Sequence[np.ndarray], landing: np.ndarray, matches: np.ndarray
+) -> np.ndarray | None:
+    """The matches that hold, laid over each other by the pictures; None where these differ."""
+    landing = ndimage.gaussian_filter(landing, (SLOPE_PX, SLOPE_PX, 0), mode="nearest")
+    x, y = np.rint(matches[:, :2]).astype(int).T
+    by_y, by_x = (slope[y, x] for slope in np.gradient(landing, axis=(0, 1)))
+    found, holds = refine(images, matches, np.stack([by_x, by_y], -1))
+    return found[holds] if holds.sum() >= max(FEWEST, ENOUGH * len(found)) else None
+
+
+def _detail(
+    pixels: np.ndarray,
+    ratios: np.ndarray,
+    deviations: np.ndarray,
+    weights: np.ndarray,
+    size: tuple[int, int],
+) -> np.ndarray:
+    """The most likely factor on depths [H, W], given log factors [N] at some pixels [N, 2].
+
+    A Gaussian process whose features are `FEATURE` wide and `DETAIL` deep; weights: [N] in 0 to 1.
+    """
+    width = FEATURE * max(size)
+    of_x, of_y = (
+        np.exp(-((np.arange(n)[:, None] - pixels[:, i]) ** 2) / 2 / width**2)
+        for i, n in ((0, size[1]), (1, size[0]))
+    )
+    apart = pixels[:, None] - pixels
+    between = DETAIL**2 * np.exp(-(apart**2).sum(-1) / 2 / width**2)
+    noise = deviations**2 / np.maximum(weights, 1e-6)
+    solved = linalg.solve(between + np.diag(noise), ratios, assume_a="pos")
+    return np.exp(DETAIL**2 * (of_y * solved) @ of_x.T)
+
+
+def _carried_over(
+    one: np.ndarray,
+    two: np.ndarray,
+    fit: _Fit,
+    matches: np.ndarray,
+    placed: np.ndarray,
+    frame: tuple[np.ndarray, np.ndarray],
+    K: np.ndarray,
+    exact: bool,
+) -> np.ndarray:
+    """View 2's points [H, W, 3], its depths made to agree with those of view 1's points that match.
+
+    placed: where view 2's own points put its camera; frame: rays [H, W, 3] and maps [H, W, 5]
+    """
+    rays, maps = frame
+    y, x = (g.ravel() for g in np.mgrid[: two.shape[0] : GRID, : two.shape[1] : GRID])
+    pixels, still = np.stack([x, y], -1).astype(np.float64), np.zeros((len(x), 5))
+    own = _pose_and_bend(placed, still[0], two[y, x], still, pixels, K, BY_DESCRIPTORS, FAR_PX)
+    depth = geometry.transform(own.T, two)[..., 2]
+    depth = np.maximum(depth, 1e-3 * np.median(depth))
+    x1, y1 = np.rint(matches[:, :2]).astype(int).T
+    carried = geometry.transform(fit.T, one[y1, x1])[:, 2]
+    depth = _bent_depth(depth, maps, matches[:, 2:], carried, fit.weights)
+    if exact:
+        x2, y2 = np.rint(matches[:, 2:]).astype(int).T
+        ratios = np.log(np.maximum(carried, 1e-12) / depth[y2, x2])
+        same = np.full(len(ratios), CARRIED)
+        weights = fit.weights / (1 + (ratios / DEPTH_SCALE) ** 2) ** 2
+        depth = depth * _detail(matches[:, 2:], ratios, same, weights, depth.shape)
+    return geometry.transform(geometry.inverse(fit.T), rays * depth[..., None])
+
+
 def _bent_depth(
     depth: np.ndarray,
     maps: np.ndarray,
-    at: tuple[np.ndarray, np.ndarray],
+    pixels: np.ndarray,
     carried: np.ndarray,
     weights: np.ndarray,
 ) -> np.ndarray:
-    """depth [H, W] times a factor and a bend, so that it is `carried` [N] at the rows and columns.
+    """depth [H, W] times a factor and a bend, so that it is `carried` [N] at the pixels [N, 2].
 
     maps: [H, W, 5]; weights: [N] of the carried depths, which may be wrong
     """
+    x, y = np.rint(pixels).astype(int).T
     design = np.concatenate([np.ones((*depth.shape, 1)), maps], -1)
-    A, ratio = design[at], np.log(np.maximum(carried, 1e-12) / depth[at])
+    A, ratio = design[y, x], np.log(np.maximum(carried, 1e-12) / depth[y, x])
     prior = np.diag(np.r_[0.0, 1 / PRIOR**2])
     c = np.r_[np.median(ratio[weights > 0.25]), np.zeros(5)]
+    most = BY_DESCRIPTORS.independent
     for _ in range(ROUNDS):
         say = weights * (DEPTH_SCALE**2 / ((ratio - A @ c) ** 2 + DEPTH_SCALE**2)) ** 2
-        say *= INDEPENDENT / max(INDEPENDENT, say.sum()) / DEPTH_SCALE**2
+        say *= most / max(most, say.sum()) / DEPTH_SCALE**2
         c = np.linalg.solve(A.T @ (say[:, None] * A) + prior, A.T @ (say * ratio))
     return depth * np.exp(design @ c)
