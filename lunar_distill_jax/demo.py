@@ -13,7 +13,7 @@ from lunar_distill_jax.data.rendered import LIGHTINGS
 from lunar_distill_jax.data.source import open_folder, pair_sequence
 from lunar_distill_jax.data.synthetic import TRAINING_SEEDS
 from lunar_distill_jax.evaluation import baselines, classical, contenders, rectified, run
-from lunar_distill_jax.evaluation.network import predictor
+from lunar_distill_jax.evaluation.network import predictors
 from lunar_distill_jax.evaluation.protocol import OURS
 from lunar_distill_jax.init.inherit import first_student
 from lunar_distill_jax.progress import Progress
@@ -29,7 +29,10 @@ SOURCE = "synthetic:stereolunar"
 # The main table of the page.
 COLUMNS = ("point_error_pct", "relief_corr_detrended", "rra_deg", "rta_deg", "pose_auc10")
 COLUMNS += ("match_within_4px", "failed_pct")
-PICTURED = ("teacher", "student_before", "student_after", "baseline_sift", "baseline_sgm")
+NETWORKS = ("teacher", "student_before", "student_after", "student_paper")
+BENT = ("teacher", "student_after")  # shown adjusted too
+PICTURED = ("teacher", "teacher_adjusted", "student_before", "student_after")
+PICTURED += ("student_after_adjusted", "baseline_sift", "baseline_sgm")
 
 
 def get_config(mode: str = "full") -> mlc.ConfigDict:
@@ -74,7 +77,8 @@ def run_demo(
 ) -> run.Evaluation:
     """Distils the teacher into the student and shows both, beside others, on unseen pairs.
 
-    Writes WORKDIR/report.html, pictures/, metrics.json, pairs.csv and what `train` writes.
+    Writes WORKDIR/report.html, pictures/, metrics.json (metrics_crossed.json, metrics_real.json),
+    pairs.csv and what `train` writes.
 
     real: a folder of pairs in StereoLunar's format, to evaluate on too
 
@@ -99,27 +103,26 @@ def run_demo(
         )
     )
     means = baselines.trajectory_means(training[i] for i in range(0, len(training), len(LIGHTINGS)))
-    predictors = _predictors(config, teacher, before, after, means)
-    evaluation, *others = (
-        _evaluate(label, predictors, pairs)
-        for label, pairs in (
-            ("evaluate", unseen),
-            ("evaluate crossed suns", crossed),
-            ("evaluate real pairs", photographed),
-        )
-        if pairs
-    )
+    compared = _predictors(config, teacher, before, after, means)
+    evaluation = _evaluate("evaluate", compared, unseen)
     run.write_metrics(workdir / "metrics.json", evaluation)
     run.write_pairs(workdir / "pairs.csv", evaluation)
+    others = {}
+    for name, heading, pairs in (
+        ("crossed", "Under crossed suns", crossed),
+        ("real", "Real photographs", photographed),
+    ):
+        if pairs:
+            others[heading] = _evaluate(f"evaluate, {name}", compared, pairs)
+            run.write_metrics(workdir / f"metrics_{name}.json", others[heading])
 
-    headings = ("Under crossed suns", "Real photographs")
     large, small = (sum(a.size for a in jax.tree.leaves(m.params)) for m in (teacher, after))
     write_evaluation(
         workdir / "report.html",
         evaluation,
-        {name: predictors[name] for name in PICTURED if name in predictors},
+        {name: compared[name] for name in PICTURED if name in compared},
         [*spread(unseen, SHOWN), *spread(crossed, 1), *spread(photographed, SHOWN)],
-        dict(zip(headings, others, strict=False)),
+        others,
         title="A teacher distilled into a student, on the Moon",
         lead=f"{teacher.config.name} ({large / 1e6:.1f} M parameters) taught {after.config.name} "
         f"({small / 1e6:.2f} M, {large / small:.1f} times fewer) for {config.steps} steps of "
@@ -127,6 +130,7 @@ def run_demo(
         f"was trained on: {len(unseen)} pairs under one sun, {len(crossed)} whose views have two.",
         only=COLUMNS,
         history=read_history(workdir),
+        right="student_after_adjusted",
         facts={
             "Training pairs": f"{len(training)}, {config.data.source}",
             "Start": f"{config.init}, on {config.calibration} pairs without labels",
@@ -156,11 +160,12 @@ def _predictors(
     """The networks, what knows nothing, and what a user would try first, on the same frames."""
     encoder = api.load(config.encoder) if config.encoder else None
     paper, _ = first_student(config.student, "paper", teacher, config.seed, encoder=encoder)
-    networks = {"teacher": teacher, "student_before": before, "student_after": after}
-    networks["student_paper"] = paper
-    out = {
-        name: predictor(net, matches=True, turns=teacher.turns) for name, net in networks.items()
-    }
+    out = {}
+    for name, network in zip(NETWORKS, (teacher, before, after, paper), strict=True):
+        own, adjusted = predictors(network, turns=teacher.turns)
+        out[name] = own
+        if name in BENT:
+            out[name + contenders.ADJUSTED] = adjusted
     out |= {f"baseline_{name}": make(means) for name, make in contenders.KNOW_NOTHING.items()}
     out["baseline_plane"] = baselines.plane_baseline
     if has_opencv():
@@ -175,10 +180,10 @@ def _same_frame(pair: StereoPair) -> StereoPair:
 
 
 def _evaluate(
-    label: str, predictors: dict[str, run.Predictor], pairs: Sequence[StereoPair]
+    label: str, compared: dict[str, run.Predictor], pairs: Sequence[StereoPair]
 ) -> run.Evaluation:
     with Progress(len(pairs), label) as progress:
-        return run.evaluate(predictors, pairs, protocol=OURS, progress=progress.update)
+        return run.evaluate(compared, pairs, protocol=OURS, progress=progress.update)
 
 
 def read_all(label: str, pairs: Sequence[StereoPair]) -> list[StereoPair]:

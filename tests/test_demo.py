@@ -14,14 +14,17 @@ from lunar_distill_jax.twoview import essential
 NETWORKS = ("teacher", "student_before", "student_after", "student_paper")
 BASELINES = ("mean", "identity", "random", "plane")
 CLASSICAL = ("sift", "sgm") if essential.has_opencv() else ()
-MODELS = {*NETWORKS, *(f"baseline_{name}" for name in (*BASELINES, *CLASSICAL))}
+ADJUSTED = ("teacher_adjusted", "student_after_adjusted")
+MODELS = {*NETWORKS, *ADJUSTED, *(f"baseline_{name}" for name in (*BASELINES, *CLASSICAL))}
 
 
 def check(workdir, steps):
     """What `make demo` promises of its folder, whatever the model has learned."""
     metrics = json.loads((workdir / "metrics.json").read_text())
     assert metrics.keys() == MODELS
-    for name in (*NETWORKS, "baseline_mean", "baseline_plane"):
+    crossed = json.loads((workdir / "metrics_crossed.json").read_text())
+    assert crossed.keys() == MODELS and crossed["teacher"]["failed_pct"] == 0
+    for name in (*NETWORKS, *ADJUSTED, "baseline_mean", "baseline_plane"):
         assert 0 <= metrics[name]["point_error_pct"] < 1e3
         assert -1 <= metrics[name]["relief_corr_detrended"] <= 1
         assert metrics[name]["failed_pct"] == 0

@@ -165,7 +165,7 @@ def test_the_verb_and_the_function_agree(moon, capsys):
     assert set(metrics["baseline_plane"]["versus"]) == {"net"}
     with open(moon / "out/pairs.csv") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 8 and 0 < float(rows[0]["overlap_value"]) <= 1
+    assert len(rows) == 10 and 0 < float(rows[0]["overlap_value"]) <= 1
     assert (moon / "out/models/net.html").is_file() and (moon / "out/report.html").is_file()
     alone = ld.evaluate(ld.load(model), data, size=32)
     assert alone["point_error_pct"] == pytest.approx(metrics["net"]["point_error_pct"], rel=1e-5)

@@ -21,7 +21,8 @@ def write_evaluation(
     """Writes the page of `evaluation`, with `pairs` as the `predictors` see them in pictures.
 
     others: heading -> evaluation of other pairs, a table each
-    text:   what else `write_report` takes: title, lead, only, history, facts, command, pictures_dir
+    text:   what else `write_report` takes: title, lead, only, history, right, facts, command,
+            pictures_dir
 
     Raises:
       InputError: the page or the pictures cannot be written.

@@ -55,6 +55,7 @@ def write_report(
     others: Mapping[str, Mapping[str, Mapping[str, float]]] = NOTHING,
     history: Sequence[Mapping[str, float]] = (),
     shown: Sequence[Shown] = (),
+    right: str = "student_after",
     facts: Mapping[str, str] = NOTHING,
     command: str = "",
     pictures_dir: str | os.PathLike | None = None,
@@ -72,6 +73,7 @@ def write_report(
       others: heading -> metrics, as `metrics`, of other data; a table each.
       history: training rows {"step", "loss", ...terms}; no chart without them.
       shown: pairs to show in pictures and in the viewer.
+      right: the model that the viewer opens with, beside the ground truth.
       facts: short label -> text, such as "student" -> "3.1 M parameters"; long ones go to the foot.
       command: the command line that made the page.
       pictures_dir: if given, every map and photograph is also written there as a PNG.
@@ -81,7 +83,7 @@ def write_report(
     """
     drawn = [pairs.draw(one.pair, one.predictions, one.metrics) for one in shown]
     sections = [
-        pair_viewer(drawn),
+        pair_viewer(drawn, right),
         _results(metrics, by_trajectory, intervals, only, others),
         _chart(history),
         *(pairs.section(d, i, len(drawn)) for i, d in enumerate(drawn)),
@@ -173,7 +175,7 @@ def _chart(history) -> str:
     )
 
 
-def pair_viewer(drawn: Sequence[pairs.Drawn], right: str = "student_after") -> str:
+def pair_viewer(drawn: Sequence[pairs.Drawn], right: str) -> str:
     """The section that shows `drawn` in 3D, ground truth at the left; "" without pairs.
 
     right: the model that stands at its right at first; the last one if there is none of that name

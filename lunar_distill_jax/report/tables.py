@@ -17,8 +17,10 @@ ORACLE_TAG = ' <span class="tag">oracle</span>'
 MODEL_NAMES = {
     "ground_truth": "Ground truth",
     "teacher": "Teacher",
+    "teacher_adjusted": "Teacher, adjusted",
     "student_before": "Student before",
     "student_after": "Student after",
+    "student_after_adjusted": "Student, adjusted",
     "student_paper": "Student, paper's start",
     "baseline_mean": "Mean point map",
     "baseline_plane": "Fitted plane",

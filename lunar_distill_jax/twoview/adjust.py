@@ -221,7 +221,10 @@ def _pose_and_bend(
         by_depth = by_point @ turned[..., None]  # of log depth, [N, 2, 1]
         J = np.concatenate([-by_point @ _cross(turned), by_point, by_depth * maps[:, None]], -1)
         along = noise.depth * by_depth
-        precision = np.linalg.inv(deviation**2 * np.eye(2) + along * along.swapaxes(1, 2))
+        share = (
+            along @ along.swapaxes(1, 2) / (deviation**2 + (along**2).sum((1, 2), keepdims=True))
+        )
+        precision = (np.eye(2) - share) / deviation**2  # of both noises together
         square = np.einsum("ni,nij,nj->n", error, precision, error) / ROBUST**2
         weights = 1 / (1 + square) ** 2
         say = weights * most / max(most, weights.sum())
