@@ -5,13 +5,12 @@ r"""The embedded teacher, from nothing, on the synthetic Moon: stages, each from
     lunar-distill train --config configs/moonlet.py:relief --workdir runs/moonlet/relief
     lunar-distill train --config configs/moonlet.py:settle --workdir runs/moonlet/settle
     lunar-distill train --config configs/moonlet.py:confidence --workdir runs/moonlet/confidence
-    lunar-distill train --config configs/moonlet.py:descriptors --workdir runs/moonlet/descriptors
 
 `tools/train_moonlet.py` runs them in order, scores the result and packs it. "match" teaches where
 the other view shows a token's ground, "surface" points and descriptors too, "relief" gives what is
-left beside a smooth surface the most weight, "settle" lowers the rate to nothing, "confidence" lets
-the network say how sure it is, "descriptors" sharpens these and moves nothing else. Killed at any
-moment, the same command goes on.
+left beside a smooth surface the most weight, "settle" lowers the rate to nothing with descriptors
+given their due, "confidence" lets the network say how sure it is. Killed at any moment, the same
+command goes on.
 """
 
 from lunar_distill_jax.data.synthetic import TRAINING_SEEDS
@@ -19,7 +18,7 @@ from lunar_distill_jax.train.options import data_block, run_config
 
 FOLDER = "runs/moonlet"
 LADDER = ".*(ladder|catconv/add).*"  # reads shading; begun anew it has most to learn
-STAGES = ("match", "surface", "relief", "settle", "confidence", "descriptors")
+STAGES = ("match", "surface", "relief", "settle", "confidence")
 
 
 def get_config(stage: str = "match"):
@@ -57,16 +56,12 @@ def get_config(stage: str = "match"):
         if stage == "relief":
             c.steps, c.optim.final = 700, 3e-4
         elif stage == "settle":
-            c.steps, c.optim.final = 560, 1e-5
-            c.loss.update(points=3.0, matching=0.05)
+            c.steps, c.matches, c.optim.final = 1500, 1024, 1e-6
+            c.loss.update(points=3.0, matching=0.2)
         else:
-            c.steps, c.optim.lr, c.optim.final = 90, 2e-4, 1e-6
+            c.steps, c.matches, c.optim.lr, c.optim.final = 90, 1024, 2e-4, 1e-6
+            c.loss.update(points=3.0, matching=0.1)
             points.weighting, matching.confidence, matching.negatives = "confidence", "mean", 0.9
-        if stage == "descriptors":
-            c.steps, c.matches, c.optim.lr, c.optim.final = 220, 1024, 2e-3, 1e-5
-            c.loss.update(points=0.0, relief=0.0, gradient=0.0, attention=0.0, matching=1.0)
-            # Not `freeze`: what is frozen has no moments, and a stage takes up those of the last.
-            c.optim.multipliers = (("(encoder|decoder|head/(catconv|plane))/.*", 0.0),)
     if stage != "match":
         c.start_from = f"{FOLDER}/{STAGES[STAGES.index(stage) - 1]}"
     c.log_every, c.checkpoint_every, c.tensorboard = 10, 100, False

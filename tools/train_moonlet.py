@@ -38,7 +38,7 @@ from lunar_distill_jax.train.loop import METRICS, STUDENT, read_history
 ROOT = pathlib.Path(__file__).parents[1]
 ASSETS = ROOT / "lunar_distill_jax" / "assets"
 CONFIG = ROOT / "configs" / "moonlet.py"
-STAGES = ("match", "surface", "relief", "settle", "confidence", "descriptors")
+STAGES = ("match", "surface", "relief", "settle", "confidence")
 SHOWN = ("point_error_pct", "relief_corr_detrended", "rra_deg", "rta_deg", "pose_auc10")
 SHOWN += ("match_within_2px", "match_within_4px", "failed_pct")
 
