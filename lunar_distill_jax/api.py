@@ -31,6 +31,7 @@ from lunar_distill_jax.weights import read_weights, write_weights
 # Models that ship with the package, and the frames they were trained at.
 EMBEDDED = {
     "moonlet": ("moonlet.safetensors", "128x128"),
+    "moonlet-small": ("moonlet-small.safetensors", "128x128"),
     # For `config.encoder`: what comes after its encoder has learned nothing.
     "moonlet-student-encoder": ("moonlet-student-encoder.safetensors", "128x128"),
 }

@@ -52,15 +52,16 @@ def get_config(mode: str = "full") -> mlc.ConfigDict:
     c.data.kept = "demo/pairs"
     c.pipeline.update(on=True, sizes=((128, 128),), crop="centre", turn="upright")
     c.pipeline.update(jitter=0.25, sensor=0.5)
-    c.loss.update(points=3.0, relief=10.0, features=0.0, matching=0.05)
+    c.loss.update(points=3.0, relief=10.0, features=0.0, matching=0.1)
     c.loss_settings.points.weighting, c.loss_settings.matching.source = "none", "flow"
-    c.optim.update(lr=5e-4, final=1e-5, warmup=5)
-    c.evaluate = dict(source=SOURCE, size=128, geometries=12, crossed=3, seed=0)
+    c.optim.update(kind="muon", lr=2e-3, final=1e-5, warmup=5)
+    c.optim.multipliers = ((".*plane.*", 0.1), (".*stem.*", 0.3))
+    c.evaluate = dict(source=SOURCE, size=128, geometries=9, crossed=3, seed=0)
     c.log_every, c.checkpoint_every, c.tensorboard = 5, 100, False
     if mode == "hour":
         c.data.update(geometries=2400, seed=2 * TRAINING_SEEDS, kept="runs/moonlet/pairs")
         c.data.trajectories = ("nadir", "oblique", "dynamic", "dynamic")
-        c.batch, c.steps, c.optim.lr, c.optim.warmup = 16, 1200, 1e-3, 50
+        c.batch, c.steps, c.matches, c.optim.warmup = 16, 1000, 512, 20
     if mode == "tiny":
         c.steps, c.batch, c.calibration, c.log_every = 4, 4, 8, 1
         c.data.update(size=64, geometries=3)
