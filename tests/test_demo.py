@@ -72,7 +72,8 @@ def test_full_and_tiny_configs_have_the_same_keys():
     full, small, hour = (demo.get_config(mode) for mode in ("full", "tiny", "hour"))
     assert full.to_dict().keys() == small.to_dict().keys()
     changed = {k for k, v in hour.items() if v != full[k]}
-    assert changed == {"steps", "batch", "matches", "data", "optim"}  # the demo's own settings, extended
+    # The demo's own settings, extended.
+    assert changed == {"steps", "batch", "matches", "data", "optim"}
     assert full.evaluate.seed + full.evaluate.geometries <= full.data.seed  # unseen is unseen
     with pytest.raises(ValueError, match="Unknown mode 'huge'"):
         demo.get_config("huge")

@@ -103,7 +103,11 @@ def test_arrays_that_are_not_those_of_the_architecture(stereo, tmp_path):
 
 
 def test_missing_files_and_names(tmp_path):
-    refused(tmp_path / "none.safetensors", "There is no model", "an embedded model (moonlet, moonlet-small)")
+    refused(
+        tmp_path / "none.safetensors",
+        "There is no model",
+        "an embedded model (moonlet, moonlet-small)",
+    )
     refused(tmp_path, "holds no finished training (student.safetensors is absent)")
     refused("moonlet-student", "is an architecture without trained weights")
     with pytest.raises(InputError, match="There is no weight file"):
