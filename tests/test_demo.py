@@ -48,7 +48,7 @@ def test_demo_end_to_end(tmp_path):
     ld.save(teacher, tmp_path / "teacher.safetensors")
     config = demo.get_config("tiny")
     config.teacher, config.encoder = str(tmp_path / "teacher.safetensors"), ""
-    config.student = "test"
+    config.student, config.optim.multipliers = "test", ()
     evaluation = demo.run_demo(config, tmp_path / "demo", "a command <of this test>")
     metrics = check(tmp_path / "demo", config.steps)
     assert metrics["teacher"]["pairs"] == 3 and evaluation.summary.keys() == MODELS

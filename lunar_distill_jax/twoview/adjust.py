@@ -220,14 +220,17 @@ def _pose_and_bend(
         by_point = K[:2, :2] @ by_point  # [N, 2, 3]
         by_depth = by_point @ turned[..., None]  # of log depth, [N, 2, 1]
         J = np.concatenate([-by_point @ _cross(turned), by_point, by_depth * maps[:, None]], -1)
-        along = noise.depth * by_depth
-        share = (
-            along @ along.swapaxes(1, 2) / (deviation**2 + (along**2).sum((1, 2), keepdims=True))
-        )
-        precision = (np.eye(2) - share) / deviation**2  # of both noises together
+        along = noise.depth * by_depth[..., 0]  # [N, 2]
+        length = np.linalg.norm(along, axis=1)[:, None]
+        u = np.where(length > 1e-12, along / np.maximum(length, 1e-12), [1.0, 0.0])
+        v = u[:, ::-1] * [-1, 1]  # across: there the match alone errs
+        precision = v[:, :, None] * v[:, None] / deviation**2
+        precision += u[:, :, None] * u[:, None] / (deviation**2 + length**2)[..., None]
         square = np.einsum("ni,nij,nj->n", error, precision, error) / ROBUST**2
         weights = 1 / (1 + square) ** 2
         say = weights * most / max(most, weights.sum())
+        if not np.isfinite(say).all():  # lost: its cost says so
+            break
         weighted = (say[:, None, None] * precision @ J).reshape(-1, 11)
         H, g = weighted.T @ J.reshape(-1, 11), weighted.T @ error.ravel()
         H[6:, 6:] += np.diag(1 / PRIOR**2)
@@ -241,7 +244,8 @@ def _pose_and_bend(
     cost = misfit * most / max(most, len(points)) + (bend**2 / PRIOR**2).sum()
     strength = np.maximum((by_depth[..., 0] ** 2).sum(1), 1e-12)
     depths = -(by_depth[..., 0] * error).sum(1) / strength, noise.pixels / np.sqrt(strength)
-    return _Fit(out, bend, weights, float(cost) if np.isfinite(out).all() else np.inf, depths)
+    found = np.isfinite(out).all() and np.isfinite(cost)
+    return _Fit(out, bend, weights, float(cost) if found else np.inf, depths)
 
 
 def _cross(v: np.ndarray) -> np.ndarray:
@@ -320,7 +324,7 @@ def _carried_over(
     y, x = (g.ravel() for g in np.mgrid[: two.shape[0] : GRID, : two.shape[1] : GRID])
     pixels, still = np.stack([x, y], -1).astype(np.float64), np.zeros((len(x), 5))
     own = _pose_and_bend(placed, still[0], two[y, x], still, pixels, K, BY_DESCRIPTORS, FAR_PX)
-    depth = geometry.transform(own.T, two)[..., 2]
+    depth = geometry.transform(own.T if np.isfinite(own.cost) else placed, two)[..., 2]
     depth = np.maximum(depth, 1e-3 * np.median(depth))
     x1, y1 = np.rint(matches[:, :2]).astype(int).T
     carried = geometry.transform(fit.T, one[y1, x1])[:, 2]
