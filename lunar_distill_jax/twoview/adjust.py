@@ -132,7 +132,7 @@ def adjust(
     matches = np.asarray(matches, np.float64)
     rays = [frame_rays(p.shape[:2], k) for p, k in zip((one, two), K, strict=True)]
     maps = [slow_maps(r) for r in rays]
-    one = rays[0] * np.maximum(one[..., 2:], 1e-3 * np.median(one[..., 2]))
+    one = rays[0] * np.maximum(one[..., 2:], 1e-3 * np.median(np.abs(one[..., 2])))
     y, x = (g.ravel() for g in np.mgrid[: two.shape[0] : GRID, : two.shape[1] : GRID])
     placed = camera_pose(two[y, x], rays[1][y, x])
     if placed is None:
@@ -224,9 +224,11 @@ def _pose_and_bend(
         length = np.linalg.norm(along, axis=1)[:, None]
         u = np.where(length > 1e-12, along / np.maximum(length, 1e-12), [1.0, 0.0])
         v = u[:, ::-1] * [-1, 1]  # across: there the match alone errs
+        least = deviation**2 + length[:, 0] ** 2
+        square = ((error * v).sum(1) / deviation) ** 2 + (error * u).sum(1) ** 2 / least
+        square /= ROBUST**2
         precision = v[:, :, None] * v[:, None] / deviation**2
-        precision += u[:, :, None] * u[:, None] / (deviation**2 + length**2)[..., None]
-        square = np.einsum("ni,nij,nj->n", error, precision, error) / ROBUST**2
+        precision += u[:, :, None] * u[:, None] / least[:, None, None]
         weights = 1 / (1 + square) ** 2
         say = weights * most / max(most, weights.sum())
         if not np.isfinite(say).all():  # lost: its cost says so
@@ -258,7 +260,7 @@ def _cross(v: np.ndarray) -> np.ndarray:
 def _landing(points: np.ndarray, T: np.ndarray, K: np.ndarray) -> np.ndarray:
     """Pixels of view 2 [H, W, 2] that points [H, W, 3] of view 1 fall on."""
     moved = geometry.transform(T, points)
-    depth = np.maximum(moved[..., 2:], 1e-3 * np.median(moved[..., 2]))
+    depth = np.maximum(moved[..., 2:], 1e-3 * np.median(np.abs(moved[..., 2])))
     return moved[..., :2] / depth @ K[:2, :2].T + K[:2, 2]
 
 
@@ -325,7 +327,7 @@ def _carried_over(
     pixels, still = np.stack([x, y], -1).astype(np.float64), np.zeros((len(x), 5))
     own = _pose_and_bend(placed, still[0], two[y, x], still, pixels, K, BY_DESCRIPTORS, FAR_PX)
     depth = geometry.transform(own.T if np.isfinite(own.cost) else placed, two)[..., 2]
-    depth = np.maximum(depth, 1e-3 * np.median(depth))
+    depth = np.maximum(depth, 1e-3 * np.median(np.abs(depth)))
     x1, y1 = np.rint(matches[:, :2]).astype(int).T
     carried = geometry.transform(fit.T, one[y1, x1])[:, 2]
     depth = _bent_depth(depth, maps, matches[:, 2:], carried, fit.weights)
