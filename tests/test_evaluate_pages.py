@@ -185,6 +185,10 @@ def test_names_of_models(moon, tmp_path, monkeypatch):
     assert contenders.common_side(models) == 128
     with pytest.raises(InputError, match="test is given twice"):
         contenders.networks(["test", "test"])
+    clash = tmp_path / "net_adjusted.safetensors"
+    clash.write_bytes(here.read_bytes())
+    with pytest.raises(InputError, match="net_adjusted is called as the adjusted maps of net are"):
+        contenders.networks([str(here), str(clash)])
     with pytest.raises(InputError, match="no baseline 'sgbm': choose from mean, identity, random"):
         contenders.check(["plane", "sgbm"])
 

@@ -210,7 +210,7 @@ def test_an_adjustment_takes_tilts_out():
     """Both maps bent, and the second moved as by a wrong pose: matches set all right."""
     pair = make_pair(2, "oblique", 96)
     points, pixels1, pixels2, T_cam2_cam1 = seen_by_both(pair)
-    maps = adjust.slow_maps(essential.frame_rays((96, 96), pair.K[0]))
+    maps = adjust.slow_maps(geometry.pixel_rays(pair.K[0], 96, 96))
     turn = geometry.inverse(T_cam2_cam1)
     turn[:3, :3] = turn[:3, :3] @ np.diag([1, np.cos(0.05), np.cos(0.05)])
     turn[1, 2], turn[2, 1] = turn[1, 2] - np.sin(0.05), turn[2, 1] + np.sin(0.05)

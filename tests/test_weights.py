@@ -102,6 +102,14 @@ def test_arrays_that_are_not_those_of_the_architecture(stereo, tmp_path):
     )
 
 
+def test_the_embedded_student_is_seven_times_smaller_and_says_where_it_comes_from():
+    teacher, small = ld.load("moonlet"), ld.load("moonlet-small")
+    counts = [sum(a.size for a in jax.tree.leaves(m.params)) for m in (teacher, small)]
+    assert counts == [4_315_920, 611_432]
+    assert small.meta["source"].startswith("distilled from moonlet") and small.turns == 4
+    assert small.config == ld.build("moonlet-student", seed=0).config
+
+
 def test_missing_files_and_names(tmp_path):
     refused(
         tmp_path / "none.safetensors",

@@ -151,7 +151,9 @@ def _text(args: argparse.Namespace, models: Mapping, side: int, result):
     lead = (
         f"Stereo pairs: {first['pairs']}, of {first['geometries']} different geometries. "
         f"Networks see frames of {side} pixels; classical baselines see {seen}. All answers are "
-        f"scored on the same pixels of the {side}-pixel frame. "
+        f"scored on the same pixels of the {side}-pixel frame. A network stands here twice: as it "
+        "says, and adjusted, its maps brought into agreement with its matches and the pictures; "
+        "both have the pose that this finds. "
     )
     if args.protocol == "ours":
         lead += (

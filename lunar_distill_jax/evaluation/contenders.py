@@ -57,9 +57,15 @@ def networks(sources: Sequence[str]) -> dict[str, api.Stereo]:
         name = path.stem if path.is_file() else path.name or source
         if name in out:  # two files of one name: their folders tell them apart
             name = f"{path.absolute().parent.name}/{name}"
-        if name in out or name in RESERVED or name.endswith(ADJUSTED):
+        if name in out or name in RESERVED:
             name = str(source)
         out[name] = api.load(source)
+    for name in out:
+        if name + ADJUSTED in out:
+            raise InputError(
+                f"The model {name + ADJUSTED} is called as the adjusted maps of {name} are: rename "
+                "its file, or evaluate it alone."
+            )
     return out
 
 

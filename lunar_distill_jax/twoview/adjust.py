@@ -20,7 +20,7 @@ from scipy import linalg, ndimage
 from scipy.spatial.transform import Rotation
 
 from lunar_distill_jax import geometry
-from lunar_distill_jax.twoview.essential import frame_rays, rays_of
+from lunar_distill_jax.twoview.essential import rays_of
 from lunar_distill_jax.twoview.pnp import camera_pose
 from lunar_distill_jax.twoview.refine import RADIUS, refine
 
@@ -130,17 +130,16 @@ def adjust(
     if len(matches) < FEWEST or not (np.isfinite(one).all() and np.isfinite(two).all()):
         return None
     matches = np.asarray(matches, np.float64)
-    rays = [frame_rays(p.shape[:2], k) for p, k in zip((one, two), K, strict=True)]
-    maps = [slow_maps(r) for r in rays]
+    rays = [geometry.pixel_rays(k, *p.shape[:2]) for p, k in zip((one, two), K, strict=True)]
+    maps = slow_maps(rays[0])
     one = rays[0] * np.maximum(one[..., 2:], 1e-3 * np.median(np.abs(one[..., 2])))
-    y, x = (g.ravel() for g in np.mgrid[: two.shape[0] : GRID, : two.shape[1] : GRID])
-    placed = camera_pose(two[y, x], rays[1][y, x])
+    placed = camera_pose(*(a[::GRID, ::GRID].reshape(-1, 3) for a in (two, rays[1])))
     if placed is None:
         return None
 
     def matched(matches):
         x, y = np.rint(matches[:, :2]).astype(int).T
-        return one[y, x], maps[0][y, x], matches[:, 2:], K[1]
+        return one[y, x], maps[y, x], matches[:, 2:], K[1]
 
     fits = _from_all_starts(placed, *matched(matches))
     fit = _best(fits)
@@ -150,7 +149,7 @@ def adjust(
     if images is not None and agree.mean() >= AGREEING:
         chosen = matches[np.linspace(0, len(matches) - 1, min(REFINED, len(matches))).astype(int)]
         for again in (False, True):
-            landing = _landing(one * np.exp(maps[0] @ fit.bend)[..., None], fit.T, K[1])
+            landing = _landing(one * np.exp(maps @ fit.bend)[..., None], fit.T, K[1])
             if again:  # wherever the first round sees common ground, not only where matches were
                 chosen, fits = _grid_matches(landing, two.shape[:2]), [fit]
             found = _exact_matches(images, landing, chosen)
@@ -161,11 +160,10 @@ def adjust(
             if finer is None:
                 break
             fit, matches, exact = finer, found, True
-    one = one * np.exp(maps[0] @ fit.bend)[..., None]
+    one = one * np.exp(maps @ fit.bend)[..., None]
     if exact:
         one *= _detail(matches[:, :2], *fit.depths, fit.weights, one.shape[:2])[..., None]
-    two = _carried_over(one, two, fit, matches, placed, (rays[1], maps[1]), K[1],
-                        exact)  # fmt: skip
+    two = _carried_over(one, two, fit, matches, placed, K[1], exact)
     return Adjustment(fit.T, (one, two), agree, exact)
 
 
@@ -261,7 +259,7 @@ def _landing(points: np.ndarray, T: np.ndarray, K: np.ndarray) -> np.ndarray:
     """Pixels of view 2 [H, W, 2] that points [H, W, 3] of view 1 fall on."""
     moved = geometry.transform(T, points)
     depth = np.maximum(moved[..., 2:], 1e-3 * np.median(np.abs(moved[..., 2])))
-    return moved[..., :2] / depth @ K[:2, :2].T + K[:2, 2]
+    return geometry.project(K, np.concatenate([moved[..., :2], depth], -1))
 
 
 def _grid_matches(landing: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -314,18 +312,19 @@ def _carried_over(
     fit: _Fit,
     matches: np.ndarray,
     placed: np.ndarray,
-    frame: tuple[np.ndarray, np.ndarray],
     K: np.ndarray,
     exact: bool,
 ) -> np.ndarray:
     """View 2's points [H, W, 3], its depths made to agree with those of view 1's points that match.
 
-    placed: where view 2's own points put its camera; frame: rays [H, W, 3] and maps [H, W, 5]
+    placed: where view 2's own points put its camera; exact: whether the matches are
     """
-    rays, maps = frame
-    y, x = (g.ravel() for g in np.mgrid[: two.shape[0] : GRID, : two.shape[1] : GRID])
-    pixels, still = np.stack([x, y], -1).astype(np.float64), np.zeros((len(x), 5))
-    own = _pose_and_bend(placed, still[0], two[y, x], still, pixels, K, BY_DESCRIPTORS, FAR_PX)
+    rays = geometry.pixel_rays(K, *two.shape[:2])
+    maps = slow_maps(rays)
+    some = two[::GRID, ::GRID].reshape(-1, 3)
+    pixels = geometry.project(K, rays[::GRID, ::GRID].reshape(-1, 3))
+    still = np.zeros((len(some), 5))
+    own = _pose_and_bend(placed, still[0], some, still, pixels, K, BY_DESCRIPTORS, FAR_PX)
     depth = geometry.transform(own.T if np.isfinite(own.cost) else placed, two)[..., 2]
     depth = np.maximum(depth, 1e-3 * np.median(np.abs(depth)))
     x1, y1 = np.rint(matches[:, :2]).astype(int).T

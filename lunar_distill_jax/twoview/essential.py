@@ -79,12 +79,6 @@ def rays_of(pixels: np.ndarray, K: np.ndarray) -> np.ndarray:
     return homogeneous @ np.linalg.inv(K).T
 
 
-def frame_rays(size: tuple[int, int], K: np.ndarray) -> np.ndarray:
-    """K^-1 (x, y, 1) of all pixels of a frame of (height, width): [H, W, 3] with z = 1."""
-    y, x = np.mgrid[: size[0], : size[1]]
-    return rays_of(np.stack([x, y], -1).reshape(-1, 2).astype(np.float64), K).reshape(*size, 3)
-
-
 def triangulate(
     pixels1: np.ndarray, pixels2: np.ndarray, K: np.ndarray, T_cam2_cam1: np.ndarray
 ) -> np.ndarray:
