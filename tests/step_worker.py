@@ -204,7 +204,7 @@ def accumulation(on, batches) -> dict[str, float]:
             "margin": 0.3,
             "least_sure": 0.2,
             "relational_tokens": 3,
-            "matching": {"source": "teacher"},
+            "matching": {"source": "teacher", "confidence": "mean", "negatives": 0.7},
         }
     )
     first = trials("a", 1)[0]
@@ -243,6 +243,7 @@ def main() -> None:
     result = {"nan": nan_isolation((step, again, variables), eight, batches)}
     if sys.argv[1] == "fast":
         result["meshes"] = meshes([(2, 2, 2)], eight, batches)
+        result["quantile"] = accumulation(("matching",), batches)
     else:
         result["meshes"] = meshes(SHAPES, eight, batches)
         result["singles"] = singles(eight, batches)

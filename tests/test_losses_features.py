@@ -151,6 +151,32 @@ def test_a_valid_pair_is_kept_where_an_earlier_start_came_back_in_vain():
     assert sorted(kept[:, 0] + 16 * kept[:, 1]) == sorted(np.unique(mutual))
 
 
+def test_a_bad_loss_is_a_quantile_of_what_is_valid():
+    rng = np.random.default_rng(3)
+    loss = jnp.asarray(rng.normal(size=(B, 7)), jnp.float32)
+    valid = rng.uniform(size=(B, 7)) < 0.7
+    for quantile in (0.1, 0.5, 1.0):
+        expected = np.quantile(np.asarray(loss)[valid], quantile)
+        found = matching.bad_loss(loss, jnp.asarray(valid), quantile)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_batch_without_any_match_has_no_bad_loss():
+    rng = np.random.default_rng(3)
+    desc = tuple(jnp.asarray(unit(rng.normal(size=(B, H, W, 6))), jnp.float32) for _ in "12")
+    conf = tuple(jnp.asarray(rng.uniform(1, 2, (B, H, W)), jnp.float32) for _ in "12")
+    pixels = tuple(jnp.asarray(pixel_list(rng, 8)) for _ in "12")
+    settings = matching.MatchingSettings(confidence="mean", negatives=0.9)
+
+    def loss(desc, conf, valid):
+        return matching.matching(desc, conf, pixels, valid, settings).value()
+
+    none = jnp.zeros((B, 8), bool)
+    value, gradients = jax.value_and_grad(loss, (0, 1))(desc, conf, none)
+    assert value == 0 and all((g == 0).all() for g in jax.tree.leaves(gradients))
+    assert loss(desc, conf, none.at[0, 0].set(True)) != 0
+
+
 # Features -----------------------------------------------------------------------------------------
 
 

@@ -59,6 +59,10 @@ def test_eight_devices_equal_one(fast):
     assert_equal(differences)
 
 
+def test_a_quantile_of_losses_is_of_the_whole_batch(fast):
+    assert_equal(fast["quantile"])
+
+
 @pytest.mark.slow
 def test_every_mesh_equals_one_device(slow):
     assert len(slow["meshes"]) == 10

@@ -24,6 +24,7 @@ def loss_terms(
     *,
     hooks: tuple[int, ...] = (),
     key: Any = None,
+    bad_match: Any = None,
 ) -> dict[str, Mean]:
     """{term: its means} of the terms in `on`; the others cost nothing.
 
@@ -32,6 +33,7 @@ def loss_terms(
             "correspondence" those of `correspondence.parameters`
     hooks:  which of the student's decoder layers meet the teacher's
     key:    random key of the step, for the losses that look at a part of the tokens or entries
+    bad_match: `matching.bad_loss` of the whole batch, where this is a part of it
     """
     s, terms = settings, {}
     conf = tuple(p.conf for p in predictions)
@@ -94,13 +96,9 @@ def loss_terms(
     desc = tuple(p.desc for p in predictions)
     if "matching" in on:
         desc_conf = tuple(p.desc_conf for p in predictions)
-        batch, count = targets.matched.shape
-        order = None
-        if s.matching.groups > 1:
-            shuffle = jax.random.permutation(jax.random.fold_in(key, 1), count)
-            order = jnp.broadcast_to(shuffle, (batch, count))
+        order = _shuffled_entries(key, targets, s)
         terms["matching"] = matching.matching(
-            desc, desc_conf, targets.pixels, targets.matched, s.matching, order
+            desc, desc_conf, targets.pixels, targets.matched, s.matching, order, bad_match
         )
     if "descriptors" in on:
         terms["descriptors"] = matching.divergence(
@@ -116,6 +114,15 @@ def loss_terms(
     return terms
 
 
+def match_losses(
+    predictions: tuple[Prediction, Prediction], targets: Targets, settings: LossSettings, key: Any
+):
+    """The loss of every entry of the term "matching", with partner or not: [B, M]."""
+    order = _shuffled_entries(key, targets, settings)
+    desc = tuple(p.desc for p in predictions)
+    return matching.losses(desc, targets.pixels, settings.matching, order)
+
+
 def objective(
     terms: Mapping[str, Mean],
     weights: Mapping[str, Any],
@@ -128,6 +135,15 @@ def objective(
     """
     values = {k: m.value(counts and counts[k]) for k, m in terms.items()}
     return sum(weights[k] * v for k, v in values.items()), values
+
+
+def _shuffled_entries(key, targets: Targets, settings: LossSettings):
+    """How the entries of "matching" go into groups, alike in all samples: int [B, M], or None."""
+    if settings.matching.groups == 1:
+        return None
+    batch, count = targets.matched.shape
+    shuffle = jax.random.permutation(jax.random.fold_in(key, 1), count)
+    return jnp.broadcast_to(shuffle, (batch, count))
 
 
 def _some_tokens(key, tokens, count: int):

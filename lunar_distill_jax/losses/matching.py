@@ -104,8 +104,27 @@ def losses(desc, pixels, settings: MatchingSettings, order: Any = None):
     return jnp.take_along_axis(grouped, jnp.argsort(order, axis=1), 1)
 
 
-def matching(desc, desc_conf, pixels, valid, settings: MatchingSettings, order=None) -> Mean:
-    """Mean over the valid entries of the batch; with confidences, of l c - alpha log c."""
+def bad_loss(loss, valid, quantile: float):
+    """A quantile of the valid entries' losses, between two of them where it falls so: [].
+
+    loss: [...]; valid: bool [...]. Infinite where none is valid. No gradient.
+    """
+    ordered = jnp.sort(jnp.where(valid, loss, jnp.inf).ravel())
+    last = jnp.maximum(valid.sum() - 1, 0)
+    at = quantile * last
+    low = jnp.floor(at).astype(jnp.int32)
+    high = jnp.minimum(low + 1, last)
+    bad = ordered[low] + (at - low) * (ordered[high] - ordered[low])
+    return jax.lax.stop_gradient(jnp.where(valid.any(), bad, jnp.inf))
+
+
+def matching(
+    desc, desc_conf, pixels, valid, settings: MatchingSettings, order=None, bad: Any = None
+) -> Mean:
+    """Mean over the valid entries of the batch; with confidences, of l c - alpha log c.
+
+    bad: `bad_loss` of the whole batch, where this is a part of it
+    """
     s = settings
     loss = losses(desc, pixels, s, order)
     if s.confidence == "none":
@@ -116,14 +135,13 @@ def matching(desc, desc_conf, pixels, valid, settings: MatchingSettings, order=N
     conf = (one + two) / 2 if s.confidence == "mean" else one * two
     mean = Mean.over(loss * conf - s.alpha * jnp.log(conf), valid)
     if s.negatives:
-        # Entries without a partner have no loss of their own: they stand for a bad one.
-        inside = jnp.sort(jnp.where(valid, loss, jnp.inf).ravel())
-        at = s.negatives * jnp.maximum(valid.sum() - 1, 0)
-        low = jnp.floor(at).astype(jnp.int32)
-        high = jnp.minimum(low + 1, jnp.maximum(valid.sum() - 1, 0))
-        bad = jax.lax.stop_gradient(inside[low] + (at - low) * (inside[high] - inside[low]))
+        # Entries without a partner have no loss of their own: they stand for a bad one, if there
+        # is any.
+        bad = bad_loss(loss, valid, s.negatives) if bad is None else bad
+        some = jnp.isfinite(bad)
+        bad = jnp.where(some, bad, 0.0)
         both, alone = jnp.stack([one, two]), jnp.stack([~valid, ~valid])
-        mean = mean + Mean.over(bad * both - s.alpha * jnp.log(both), alone)
+        mean = mean + Mean.over(bad * both - s.alpha * jnp.log(both), alone & some)
     return mean
 
 

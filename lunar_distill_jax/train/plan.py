@@ -130,12 +130,6 @@ def check_settings(config: mlc.ConfigDict, *, has_teacher: bool) -> Plan:
             f"config.matches is {c.matches}, which matching.groups ({settings.matching.groups}) "
             "does not divide: change one of them."
         )
-    if "matching" in on and settings.matching.negatives and c.accumulate > 1:
-        raise InputError(
-            f"matching.negatives is {settings.matching.negatives:g} with accumulate = "
-            f"{c.accumulate}: it asks for a quantile of the whole batch, which no micro-batch "
-            "sees; set one to 0, or the other to 1."
-        )
     if not has_teacher and settings.matching.source == "teacher" and "matching" in on:
         raise InputError("matching.source is 'teacher' but there is none: set it to 'truth'.")
     if not has_teacher and settings.points.weighting == "teacher" and "points" in on:

@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.losses.distill import loss_terms, objective
+from lunar_distill_jax.losses.distill import loss_terms, match_losses, objective
+from lunar_distill_jax.losses.matching import bad_loss
 from lunar_distill_jax.losses.settings import LossSettings
 from lunar_distill_jax.train import sharding
 from lunar_distill_jax.train.forward import TargetFn, student_forward
@@ -44,8 +45,9 @@ def make_train_step(
     target_fn:  `forward.live_teacher`, `forward.ground_truth`, or what reads a cache
     symmetric:  every pair (a, b) is also trained on as (b, a): 2 B rows, as many as the targets'
     accumulate: micro-batches a step. The result is that of the whole batch, whatever the masks:
-                every mean is divided by the count over all of it. (Batch norms are the exception:
-                their moments are those of a micro-batch.)
+                every mean is divided by the count over all of it, and the quantile of
+                `matching.negatives` is that of all of it, for which the student runs once more.
+                (Batch norms are the exception: their moments are those of a micro-batch.)
     mesh:       devices to spread over, with the `state` and the `teacher`'s variables, or their
                 shapes, that will be given; None: wherever the arguments are
 
@@ -139,39 +141,60 @@ def _update(student: Student, settings: LossSettings, symmetric: bool, accumulat
     def update(state: StudentState, step, targets, images):
         key = jax.random.fold_in(jax.random.key(state.seed), step)
 
-        def terms_of(params, stats, part):
-            targets, images = part
+        def forward(params, stats, images):
             flat = {**flatten(state.frozen), **flatten(params)}
-            predictions: Any
-            predictions, extras, stats = student_forward(
+            return student_forward(
                 student, flat, stats, images["image1"], images["image2"], symmetric
             )
-            hooks = student.config.hooks
+
+        def terms_of(params, stats, part, bad_match):
+            targets, images = part
+            predictions: Any
+            predictions, extras, stats = forward(params, stats, images)
             terms = loss_terms(
-                predictions, extras, targets, student.on, settings, hooks=hooks, key=key
+                predictions,
+                extras,
+                targets,
+                student.on,
+                settings,
+                hooks=student.config.hooks,
+                key=key,
+                bad_match=bad_match,
             )
             return terms, stats
 
-        def loss_fn(params, stats, part, counts):
-            terms, stats = terms_of(params, stats, part)
+        def loss_fn(params, stats, part, counts, bad_match):
+            terms, stats = terms_of(params, stats, part, bad_match)
             loss, values = objective(terms, state.weights, counts)
             return loss, (values, stats)
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         everything, stats = (targets, images), state.batch_stats
         if accumulate == 1:
-            (loss, (values, stats)), grads = grad_fn(state.params, stats, everything, None)
+            (loss, (values, stats)), grads = grad_fn(state.params, stats, everything, None, None)
         else:
+            bad_match = None
+            if "matching" in student.on and settings.matching.negatives:
+                # A quantile is of the whole batch: its losses come first, by one more forward pass.
+                def entries(part):
+                    predictions, *_ = forward(state.params, state.batch_stats, part[1])
+                    return match_losses(predictions, part[0], settings, key)
+
+                losses = jax.lax.map(entries, everything)
+                bad_match = bad_loss(losses, targets.matched, settings.matching.negatives)
+
             # What the means will be divided by. Where it follows from masks alone, no network runs.
             def count(part):
-                terms, _ = terms_of(state.params, state.batch_stats, part)
+                terms, _ = terms_of(state.params, state.batch_stats, part, bad_match)
                 return {k: m.count for k, m in terms.items()}
 
             counts = jax.tree.map(lambda c: c.sum(0), jax.lax.map(count, everything))
 
             def add(carry, part):
                 so_far, stats = carry
-                (loss, (values, stats)), grads = grad_fn(state.params, stats, part, counts)
+                (loss, (values, stats)), grads = grad_fn(
+                    state.params, stats, part, counts, bad_match
+                )
                 return (jax.tree.map(jnp.add, so_far, (loss, values, grads)), stats), None
 
             zero = jnp.zeros(())
