@@ -80,8 +80,12 @@ def peak_rss_bytes() -> int:
         status = pathlib.Path("/proc/self/status").read_text()
         return 1024 * int(re.findall(r"VmHWM:\s*(\d+)", status)[0])
     except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
+        return maxrss_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def maxrss_bytes(maxrss: int) -> int:
+    """What getrusage calls `ru_maxrss`, in bytes: macOS counts bytes, Linux KiB."""
+    return maxrss if sys.platform == "darwin" else 1024 * maxrss
 
 
 def measure_apart(network: str | StereoConfig, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The table of the family: what is measured, counted and drawn."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -29,6 +30,20 @@ def test_a_network_is_measured_at_each_size():
         assert 0 < found[size]["fastest"] <= found[size]["seconds"] < 60
     weights = 4 * sum(parameter_counts(architecture("test")).values())
     assert weights < found["peak_rss_bytes"] < 64e9
+
+
+@pytest.mark.parametrize("platform, unit", [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_is_in_bytes_on_every_system(platform, unit, monkeypatch):
+    """Where there is no /proc, getrusage is asked, whose unit depends on the system."""
+
+    def no_proc(path):
+        raise FileNotFoundError(path)
+
+    used = types.SimpleNamespace(ru_maxrss=300_000)
+    monkeypatch.setattr(measure.pathlib.Path, "read_text", no_proc)
+    monkeypatch.setattr(measure.resource, "getrusage", lambda who: used)
+    monkeypatch.setattr(measure.sys, "platform", platform)
+    assert measure.peak_rss_bytes() == 300_000 * unit
 
 
 def test_the_table_says_what_was_counted(rows):

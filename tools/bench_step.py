@@ -87,7 +87,7 @@ def serve(folder: pathlib.Path) -> None:
         cpu = time.process_time()
         metrics = run()["0"]
         cpu = time.process_time() - cpu
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         values = (float(metrics[key][0]) for key in ("loss", "grad_norm"))
         print(run.times[-1], cpu, peak, *values, flush=True)
 

@@ -22,6 +22,7 @@ import numpy as np
 from lunar_distill_jax import api
 from lunar_distill_jax.convert.teacher import network_from_checkpoint
 from lunar_distill_jax.convert.torch_write import write_hugging_face
+from lunar_distill_jax.measure import maxrss_bytes
 
 TOOLS = pathlib.Path(__file__).parent
 SIZE = (384, 512)  # height, width
@@ -42,7 +43,7 @@ def serve(folder: pathlib.Path) -> None:
             parts = [(v.pts3d, v.conf[..., None], v.desc, v.desc_conf[..., None]) for v in views]
             np.save(folder / "ours.npy", np.stack([np.concatenate(p, -1) for p in parts]))
             written = True
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(seconds, cpu, peak, flush=True)
 
 
@@ -58,12 +59,15 @@ class Worker:
         self.runs: list[list[float]] = []
 
     def run(self) -> list[float]:
-        """-> seconds, seconds of all cores, peak memory of the process in MiB"""
+        """-> seconds, seconds of all cores, peak memory of the process in MiB, and what else it
+        answers; the process itself prints the peak as getrusage has it
+        """
         print(file=self.ask, flush=True)
         line = self.answer.readline()
         if not line:
             raise SystemExit(f"The process of {self.title or self.process.args} ended.")
-        return [float(x) for x in line.split()]
+        seconds, cpu, maxrss, *others = (float(x) for x in line.split())
+        return [seconds, cpu, maxrss_bytes(int(maxrss)) / 2**20, *others]
 
 
 def full_teacher(count: int, height: int, width: int):

@@ -4,8 +4,8 @@
 
 Needs torch, numpy and safetensors, and nothing of ours. `images.npy` is float32 [2, B, H, W, 3] in
 [-1, 1]. Each line on standard input is one forward pass; its seconds, the seconds of all cores, and
-the process's peak memory in MiB are the line that comes back. The first pass writes outputs.npy:
-[2, B, H, W, 4 + K], the points, their confidence, the descriptors and theirs.
+the process's peak memory as getrusage has it are the line that comes back. The first pass writes
+outputs.npy: [2, B, H, W, 4 + K], the points, their confidence, the descriptors and theirs.
 """
 
 import pathlib
@@ -198,7 +198,7 @@ def main() -> None:
         if not written:
             np.save(folder / "outputs.npy", out.numpy())
             written = True
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(seconds, cpu, peak, flush=True)
 
 

@@ -5,8 +5,8 @@
 Needs torch, numpy and safetensors, and nothing of ours. FOLDER holds teacher/model.safetensors,
 student/model.safetensors and inputs.npz: image1, image2 [B, H, W, 3] in [-1, 1], pixels1, pixels2
 [B, M, 2] (x, y), pixels_valid [B, M], projector [D_s, D_t]. Each line on standard input is one
-step; the line that comes back: its seconds, the seconds of all cores, the process's peak memory in
-MiB, the loss and the gradient's norm.
+step; the line that comes back: its seconds, the seconds of all cores, the process's peak memory as
+getrusage has it, the loss and the gradient's norm.
 """
 
 import pathlib
@@ -165,7 +165,7 @@ def main() -> None:
         norm = torch.nn.utils.clip_grad_norm_(list(tensors.values()), 1.0)
         optimizer.step()
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(seconds, cpu, peak, loss.item(), norm.item(), flush=True)
 
 
