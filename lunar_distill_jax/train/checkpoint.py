@@ -38,9 +38,16 @@ class Keep:
         return [s in chosen or bool(self._every and s % self._every == 0) for s in steps]
 
 
-def check_start(start_from: str) -> None:
-    """Raises InputError where `config.start_from` is given and no run has saved anything there."""
-    if start_from and not any(pathlib.Path(start_from, FOLDER).glob("[0-9]*")):
+def has_saved(workdir: str | os.PathLike) -> bool:
+    """Whether there is a whole checkpoint; what a save that was killed left behind is none."""
+    return any(path.name.isdigit() for path in pathlib.Path(workdir, FOLDER).glob("*"))
+
+
+def check_start(start_from: str, workdir: str | os.PathLike) -> None:
+    """Raises InputError where the run in `workdir` is to begin with what another run saved in
+    `config.start_from`, and there is nothing.
+    """
+    if start_from and not has_saved(workdir) and not has_saved(start_from):
         raise InputError(
             f"config.start_from is {start_from}, which holds no checkpoint: give the workdir of a "
             "run that has saved one."

@@ -87,7 +87,7 @@ def train_together(
     shared = check_settings(config, has_teacher=teacher is not None)
     plans = dict(plans or dict.fromkeys(students, shared))
     config = complete_run(config)
-    check_start(config.start_from)
+    check_start(config.start_from, workdir)
     feed.check(config, pairs)
     mesh = _mesh(config)
     compiled, firsts, begun = {}, {}, {}
