@@ -171,6 +171,29 @@ def test_a_program_that_fails_is_run_trial_by_trial(teacher, tmp_path, monkeypat
     assert all(np.isfinite(r["loss"]) for r in found.values())
 
 
+def test_a_sweep_goes_on_with_less_of_the_machine(teacher, tmp_path, monkeypatch):
+    """After an out-of-memory: with groups of another size, and the trials that have a result."""
+    path, workdir, groups = config_file(tmp_path, teacher), tmp_path / "sweep", []
+
+    def no_memory_for_two(specs, folder, name):
+        groups.append([s.config.sweep.memory_gb for s in specs])
+        if len(specs) > 1 and not specs[0].config.sweep.memory_gb:
+            return {s.name: {"failure": "out of memory"} for s in specs}
+        return {s.name: {"student": "test", "loss": 1.0, "sets": {}} for s in specs}
+
+    monkeypatch.setattr(run, "run_group", no_memory_for_two)
+    monkeypatch.setattr(run, "write", lambda *everything: None)
+    monkeypatch.setattr(memory, "peak_bytes", lambda specs: 1e9 * len(specs))
+    assert all("failure" in r for r in run.sweep(path, [], workdir).values())
+    lower = ["--config.sweep.memory_gb=1.5", "--config.mesh.data=-1"]
+    found = run.sweep(path, lower, workdir)
+    assert len(found) == 4 and not any("failure" in r for r in found.values())
+    assert groups == [[0, 0], [0, 0], [1.5], [1.5], [1.5], [1.5]]
+    for change in ("optim.lr=0.1", "evaluate_every=1"):
+        with pytest.raises(InputError, match=f"was begun with .*{change.partition('=')[0]} = "):
+            run.sweep(path, [f"--config.{change}"], workdir)
+
+
 def test_latency_is_of_the_decoder_that_a_trial_has(teacher, tmp_path, monkeypatch):
     _, specs = read_sweep(config_file(tmp_path, teacher, ratios=(0.0, 2.0)))
     measured = []

@@ -16,8 +16,9 @@ import lunar_distill_jax as ld
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.train import feed, watching
 from lunar_distill_jax.train import workdir as workdirs
-from lunar_distill_jax.train.checkpoint import is_full
+from lunar_distill_jax.train.checkpoint import check_start, is_full
 from lunar_distill_jax.train.loop import read_history, train_together
+from lunar_distill_jax.train.options import run_config
 from lunar_distill_jax.train.preempt import Stopped
 from lunar_distill_jax.train.watching import EVALUATIONS, Watcher
 
@@ -267,6 +268,26 @@ def test_the_next_stage_may_have_other_losses(pairs, student, tmp_path):
     with pytest.raises(InputError, match="start_from is .*nowhere, which holds no checkpoint"):
         train_together(second, tmp_path / "three", pairs, teacher=None, students={"": [student]})
     assert not (tmp_path / "nowhere").exists()
+    # A run that has begun needs no other any more.
+    (tmp_path / "one").rename(tmp_path / "gone")
+    second.start_from = str(tmp_path / "one")
+    again = train_together(second, tmp_path / "two", pairs, teacher=None, students={"": [student]})
+    assert_same(again[""], two)
+
+
+def test_a_first_save_that_was_killed_is_nothing_to_start_from(tmp_path):
+    (tmp_path / "killed/checkpoints/4.orbax-checkpoint-tmp").mkdir(parents=True)
+    with pytest.raises(InputError, match="start_from is .*killed, which holds no checkpoint"):
+        check_start(str(tmp_path / "killed"), tmp_path / "new")
+
+
+def test_every_key_that_may_change_is_one():
+    config = run_config()
+    for free in workdirs.FREE:
+        node = config
+        for part in free.split("."):
+            assert part in node, free
+            node = node[part]
 
 
 # Processes that are killed ------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any
 
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.sweep.trials import Spec
-from lunar_distill_jax.train.workdir import flat
+from lunar_distill_jax.train.workdir import OF_THE_MACHINE, changes, flat
 
 POLL, PATIENCE = 0.5, 60.0  # seconds between looks; until a creator who is silent counts as dead
 GROUP, TRIALS, PLANNED, CONFIG, RESULTS = "group", "trials", "planned", "config", "results"
@@ -112,19 +112,20 @@ class Queue:
         }
 
     def check_config(self, table: Mapping[str, Any]) -> None:
-        """Raises InputError if the rounds that there are were planned for another sweep."""
+        """Raises InputError if the rounds that there are were planned for another sweep.
+
+        How much of the machine it uses may have changed since: after an out-of-memory it must.
+        """
         for k in range(self.rounds()):
             before = self._open(k).user_attrs.get(CONFIG)
             if before is None:
                 continue
-            old, new = flat(json.loads(before)), flat(table)
-            for key in sorted(old.keys() | new.keys()):
-                if old.get(key, "absent") != new.get(key, "absent"):
-                    raise InputError(
-                        f"The sweep {self._name} was begun with {key} = {old.get(key, 'absent')}, "
-                        f"and now it is {new.get(key, 'absent')}: give a new --workdir (and "
-                        "--storage), or the config that it began with."
-                    )
+            free = [f"{trial}.{key}" for trial in table for key in OF_THE_MACHINE]
+            for key, old, new in changes(flat(json.loads(before)), flat(table), free):
+                raise InputError(
+                    f"The sweep {self._name} was begun with {key} = {old}, and now it is {new}: "
+                    "give a new --workdir (and --storage), or the config that it began with."
+                )
 
     def unfinished(self, k: int) -> bool:
         states = self._optuna.trial.TrialState

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,11 +17,13 @@ from lunar_distill_jax import atomic
 from lunar_distill_jax.errors import InputError
 
 LOCK, CONFIG = ".lock", "run.json"  # config.json would be Hugging Face's
+# How much of a machine is used, and for how many trials at once: no result depends on it.
+OF_THE_MACHINE = ("mesh", "pipeline.threads", "pipeline.workers", "sweep")
 # What may change between the parts of a run: none of it moves a parameter.
 FREE = (
+    *OF_THE_MACHINE,
     *("log_every", "checkpoint_every", "keep_last", "keep_every", "pictures_every"),
-    *("evaluate_every", "sets", "best_by", "mesh", "profile", "tensorboard", "page"),
-    *("pipeline.threads", "pipeline.workers"),
+    *("evaluate_every", "sets", "best_by", "profile", "tensorboard"),
 )
 
 
@@ -64,18 +66,27 @@ def check_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     now = flat(json.loads(json.dumps(config, default=str)))
     if path.is_file():
         before = flat(json.loads(path.read_text()))
-        for key in sorted(before.keys() | now.keys()):
-            if any(key == free or key.startswith(f"{free}.") for free in FREE):
-                continue
-            old, new = before.get(key, "absent"), now.get(key, "absent")
-            if old != new:
-                raise InputError(
-                    f"The run in {workdir} was begun with {key} = {old}, and now it is {new}: give "
-                    f"--config.{key}={old} to go on with it, or another --workdir."
-                )
+        for key, old, new in changes(before, now, FREE):
+            raise InputError(
+                f"The run in {workdir} was begun with {key} = {old}, and now it is {new}: give "
+                f"--config.{key}={old} to go on with it, or another --workdir."
+            )
     text = json.dumps(config, indent=2, default=str) + "\n"
     if jax.process_index() == 0 and (not path.is_file() or path.read_text() != text):
         atomic.write_text(path, text)
+
+
+def changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]
+) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value before, value now) of each key that differs and is not free to.
+
+    before, now: of `flat`; free: keys, or tables of which every key is free
+    """
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key, "absent"), now.get(key, "absent")
+        if old != new and not any(key == f or key.startswith(f"{f}.") for f in free):
+            yield key, old, new
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
