@@ -1,6 +1,7 @@
 """Protocol `paper` against numbers that the public code printed (spec/evaluation.md, section 7)."""
 
 import dataclasses
+import json
 import pathlib
 
 import numpy as np
@@ -260,6 +261,22 @@ def test_the_protocol_runs_and_names_its_faults():
     assert PAPER.metrics["slope_mae"].about == PAPER.faults["slope_mae"]
     # Half a pixel beside: no perfect prediction is perfect here. 64 px of 390 m; seen 41 m.
     assert 10 < got["mae_3d"] < 100 and got["slope_gt_mean"] > 85
+
+
+def test_a_prediction_without_a_unit_has_no_error_of_scale(tmp_path):
+    pair = waves.wavy_pair(size=64)
+
+    def in_units_of(metres):
+        points = geometry.pointmaps_cam1(pair) / metres
+        return lambda pairs: [PointMaps(points, np.ones(pair.valid.shape))]
+
+    predictors = {"metres": in_units_of(1.1), "none": in_units_of(3e4)}
+    run.write_metrics(tmp_path / "m.json", run.evaluate(predictors, [pair], protocol=PAPER))
+    got = json.loads((tmp_path / "m.json").read_text())
+    # The similarity's scale; ICP and half a pixel move it by 0.2 %.
+    assert got["metres"]["scale_error_pct"] == pytest.approx(10, abs=0.5)
+    assert got["none"]["scale_error_pct"] is None and got["none"]["mae_3d"] < 100
+    assert "none" in PAPER.faults["scale_error_pct"]
 
 
 def test_a_pair_without_answer_has_no_values():

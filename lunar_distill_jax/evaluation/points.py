@@ -12,6 +12,8 @@ from lunar_distill_jax.evaluation.flow import Flow, sample
 from lunar_distill_jax.evaluation.metrics import Aligned, GroundTruth, distance_pct, own_depths
 
 WITHIN_GSD = {"half": 0.5, "1": 1.0, "2": 2.0, "4": 4.0}
+METRIC = 10.0  # a prediction off by a larger factor is not in metres: it has no error of scale
+UNSCALED = f"none where s is off by more than {METRIC:.0f} times: no metres"
 DELTAS = (1.01, 1.02, 1.05)  # 1.25, the usual one, is met by any plane under a lunar orbiter
 
 METRICS = {
@@ -45,7 +47,7 @@ METRICS = {
         -1,
         ".2f",
         "scale",
-        "taken as metres",
+        f"taken as metres; {UNSCALED}",
     ),
     "scale_error_pct": Metric(
         "Scale error",
@@ -53,7 +55,7 @@ METRICS = {
         -1,
         ".2f",
         "scale",
-        "|1 - s|, s the scale from the ground truth",
+        f"|1 - s|, s the scale from the ground truth; {UNSCALED}",
         "median",
     ),
     "point_error_baseline_pct": Metric(
@@ -80,7 +82,9 @@ METRICS = {
 }
 
 
-METRIC = 10.0  # a prediction off by a larger factor is not in metres: it has no error of scale
+def in_metres(scale: float) -> bool:
+    """Whether a prediction can have meant metres. scale: metres by the truth for one unit of it."""
+    return 1 / METRIC < scale < METRIC
 
 
 def ground_samples(truth: GroundTruth, K: np.ndarray) -> np.ndarray:
@@ -101,7 +105,7 @@ def point_metrics(
         a[valid] for a in (prediction.points, truth.points_cam1, truth.depth, gsd_m)
     )
     scale = prediction.scale
-    metric = 1 / METRIC < scale < METRIC
+    metric = in_metres(scale)
     distance = _norm(scale * X - X_gt)
     samples = distance / gsd
     own = own_depths(scale * prediction.points, truth)

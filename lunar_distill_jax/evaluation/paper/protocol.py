@@ -16,6 +16,7 @@ from lunar_distill_jax import geometry
 from lunar_distill_jax.evaluation import align, poses
 from lunar_distill_jax.evaluation.catalogue import Metric
 from lunar_distill_jax.evaluation.paper import alignment, classic, relief
+from lunar_distill_jax.evaluation.points import in_metres
 from lunar_distill_jax.types import PointMaps, StereoPair
 
 FEWEST = 100  # pixels of both views below which a pair is an error
@@ -58,7 +59,8 @@ FAULTS = {
     "rra": "by PnP of the point map, for the optimiser's pose",
     "rta": "by PnP of the point map, for the optimiser's pose",
     "vcre_px": "the true length of the translation is given",
-    "scale_error_pct": "meaningless for a model that does not claim metres",
+    "scale_error_pct": "meaningless for a model that does not claim metres; none is given where it "
+    "is off by more than ten times",
 }
 UNITS = {"rmse": "m", "mae_3d": "m", "accuracy": "m", "completeness": "m", "chamfer": "m"}
 UNITS |= {"scene_chamfer": "m", "scene_hausdorff_p95": "m", "depth_mae": "m", "depth_rmse": "m"}
@@ -123,7 +125,8 @@ def score(
         return values, {}
     fit = align_scene(points[ok], truth.world[ok], conf[ok], icp)
     world = fit(points)
-    values["scale_error_pct"] = 100 * abs(fit.scale - 1)
+    if in_metres(fit.scale):
+        values["scale_error_pct"] = 100 * abs(fit.scale - 1)
     views = [_view(world[v], truth.world[v], ok[v]) for v in range(2) if ok[v].any()]
     for name in dict.fromkeys(key for view in views for key in view):
         values[name] = float(np.mean([view[name] for view in views if name in view]))
