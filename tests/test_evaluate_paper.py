@@ -273,8 +273,8 @@ def test_a_prediction_without_a_unit_has_no_error_of_scale(tmp_path):
     predictors = {"metres": in_units_of(1.1), "none": in_units_of(3e4)}
     run.write_metrics(tmp_path / "m.json", run.evaluate(predictors, [pair], protocol=PAPER))
     got = json.loads((tmp_path / "m.json").read_text())
-    # The similarity's scale; ICP and half a pixel move it by 0.2 %.
-    assert got["metres"]["scale_error_pct"] == pytest.approx(10, abs=0.5)
+    # ICP and the half pixel move the similarity's scale: seen 9.97.
+    assert got["metres"]["scale_error_pct"] == pytest.approx(10, abs=0.1)
     assert got["none"]["scale_error_pct"] is None and got["none"]["mae_3d"] < 100
     assert "none" in PAPER.faults["scale_error_pct"]
 

@@ -82,8 +82,6 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    import jax
-
     from lunar_distill_jax import atomic
     from lunar_distill_jax.evaluation import contenders, dataset, efficiency
     from lunar_distill_jax.evaluation import run as evaluation
@@ -126,8 +124,6 @@ def run(args: argparse.Namespace) -> None:
         for name, program in programs.items():
             costs[name] = efficiency.cost(program)
             progress.update(1)
-    if jax.process_index():
-        return  # another host writes what all have found
     evaluation.write_metrics(out / "metrics.json", result, cost=costs)
     evaluation.write_pairs(out / "pairs.csv", result)
     with Progress(len(predictors) + 1, "write pages") as progress:

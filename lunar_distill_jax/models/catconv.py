@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -28,18 +26,16 @@ class Ladder(nn.Module):
     -> [B, 2^n h, 2^n w, C / 2^n], n + 1 maps
     """
 
-    dtype: Any = jnp.float32
-
     @nn.compact
     def __call__(self, x, stem):
         for i in reversed(range(len(stem))):
             units = 1
             if stem[i].shape[1] > x.shape[1]:
-                x = double(conv1x1(x.shape[-1] // 2, dtype=self.dtype, name=f"up{i}")(x))
+                x = double(conv1x1(x.shape[-1] // 2, name=f"up{i}")(x))
                 units = 2
-            x = x + conv1x1(x.shape[-1], dtype=self.dtype, name=f"skip{i}")(stem[i])
+            x = x + conv1x1(x.shape[-1], name=f"skip{i}")(stem[i])
             for j in range(units):
-                x = ResidualUnit(self.dtype, name=f"unit{i}{j}")(x)
+                x = ResidualUnit(name=f"unit{i}{j}")(x)
         return x
 
 
@@ -58,23 +54,22 @@ class CatConv(nn.Module):
     config: HeadConfig
     channels: int
     patch: int = 16
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, tokens, size: tuple[int, int], stem=()):
         c = self.config
-        x = jnp.concatenate([t.astype(self.dtype) for t in tokens], axis=-1)
+        x = jnp.concatenate([t.astype(jnp.float32) for t in tokens], axis=-1)
         x = x.reshape(x.shape[0], *size, x.shape[-1])
-        x = conv1x1(c.width, dtype=self.dtype, name="project")(x)
-        coarse = ResidualUnit(self.dtype, name="unit0")(x)
-        x = depth_to_space(conv1x1(4 * c.width, dtype=self.dtype, name="expand")(coarse), 4)
+        x = conv1x1(c.width, name="project")(x)
+        coarse = ResidualUnit(name="unit0")(x)
+        x = depth_to_space(conv1x1(4 * c.width, name="expand")(coarse), 4)
         stem = [m for m in stem if m.shape[1] <= x.shape[1]]
         if stem and stem[0].shape[1] == x.shape[1]:
-            x = x + conv1x1(x.shape[-1], dtype=self.dtype, name="skip")(stem[0])
-            slopes = Ladder(self.dtype, name="ladder")(coarse, stem)
-            x = x + conv1x1(x.shape[-1], dtype=self.dtype, name="add")(slopes)
-        x = ResidualUnit(self.dtype, name="unit1")(x)  # [B, 4 h, 4 w, width / 4]
-        fine = nn.relu(Conv(c.last, (3, 3), padding=1, dtype=self.dtype, name="head1")(x))
+            x = x + conv1x1(x.shape[-1], name="skip")(stem[0])
+            slopes = Ladder(name="ladder")(coarse, stem)
+            x = x + conv1x1(x.shape[-1], name="add")(slopes)
+        x = ResidualUnit(name="unit1")(x)  # [B, 4 h, 4 w, width / 4]
+        fine = nn.relu(Conv(c.last, (3, 3), padding=1, name="head1")(x))
         more = self.patch // 4
-        x = conv1x1(more * more * self.channels, name="head2")(fine.astype(jnp.float32))
+        x = conv1x1(more * more * self.channels, name="head2")(fine)
         return depth_to_space(x, more), fine

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -32,7 +31,6 @@ class Unpatch(nn.Module):
     """
 
     stride: int
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x):
@@ -46,28 +44,24 @@ class Unpatch(nn.Module):
 class ResidualUnit(nn.Module):
     """x + conv(relu(conv(relu(x)))), both 3x3 of the same width."""
 
-    dtype: Any = jnp.float32
-
     @nn.compact
     def __call__(self, x):
-        conv = functools.partial(Conv, x.shape[-1], (3, 3), padding=1, dtype=self.dtype)
+        conv = functools.partial(Conv, x.shape[-1], (3, 3), padding=1)
         return x + conv(name="conv2")(nn.relu(conv(name="conv1")(nn.relu(x))))
 
 
 class Fusion(nn.Module):
     """Adds the next finer map to the coarse path, refines, doubles the size."""
 
-    dtype: Any = jnp.float32
-
     @nn.compact
     def __call__(self, coarse, fine=None):
         x = coarse
         if fine is not None:
-            x = x + ResidualUnit(self.dtype, name="unit1")(fine)
-        x = ResidualUnit(self.dtype, name="unit2")(x)
+            x = x + ResidualUnit(name="unit1")(fine)
+        x = ResidualUnit(name="unit2")(x)
         # The 1x1 convolution commutes with the interpolation, whose weights sum to 1: a quarter of
         # the work.
-        return double(conv1x1(x.shape[-1], dtype=self.dtype, name="out")(x))
+        return double(conv1x1(x.shape[-1], name="out")(x))
 
 
 class DensePrediction(nn.Module):
@@ -80,38 +74,36 @@ class DensePrediction(nn.Module):
 
     config: HeadConfig
     channels: int
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, tokens, size: tuple[int, int], stem=()):
         c = self.config
-        conv = functools.partial(Conv, dtype=self.dtype)
-        maps = [t.astype(self.dtype).reshape(t.shape[0], *size, t.shape[-1]) for t in tokens]
+        maps = [t.astype(jnp.float32).reshape(t.shape[0], *size, t.shape[-1]) for t in tokens]
         maps = [
-            conv1x1(n, dtype=self.dtype, name=f"project{i}")(m)
+            conv1x1(n, name=f"project{i}")(m)
             for i, (n, m) in enumerate(zip(c.layers, maps, strict=True))
         ]
-        maps[0] = Unpatch(4, self.dtype, name="resize0")(maps[0])
-        maps[1] = Unpatch(2, self.dtype, name="resize1")(maps[1])
-        maps[3] = conv(c.layers[3], (3, 3), (2, 2), padding=1, name="resize3")(maps[3])
+        maps[0] = Unpatch(4, name="resize0")(maps[0])
+        maps[1] = Unpatch(2, name="resize1")(maps[1])
+        maps[3] = Conv(c.layers[3], (3, 3), (2, 2), padding=1, name="resize3")(maps[3])
         maps = [
-            conv(c.width, (3, 3), padding=1, use_bias=False, name=f"layer{i}")(m)
+            Conv(c.width, (3, 3), padding=1, use_bias=False, name=f"layer{i}")(m)
             for i, m in enumerate(maps)
         ]
         # Level i of the pyramid and level i + 1 of the stem both have stride 4 * 2^i.
         for i, m in enumerate(stem[1:]):
-            maps[i] = maps[i] + conv(c.width, (3, 3), padding=1, name=f"skip{i}")(m)
+            maps[i] = maps[i] + Conv(c.width, (3, 3), padding=1, name=f"skip{i}")(m)
 
-        x = Fusion(self.dtype, name="fusion3")(maps[3])
+        x = Fusion(name="fusion3")(maps[3])
         # An odd grid comes back one row or column too large from its halved map.
         x = x[:, : maps[2].shape[1], : maps[2].shape[2]]
         for i in (2, 1, 0):
-            x = Fusion(self.dtype, name=f"fusion{i}")(x, maps[i])
+            x = Fusion(name=f"fusion{i}")(x, maps[i])
 
-        x = conv(c.width // 2, (3, 3), padding=1, name="head0")(x)
+        x = Conv(c.width // 2, (3, 3), padding=1, name="head0")(x)
         x = x if c.late_double else double(x)
-        x = nn.relu(conv(c.last, (3, 3), padding=1, name="head1")(x))
+        x = nn.relu(Conv(c.last, (3, 3), padding=1, name="head1")(x))
         if c.last_norm:
             x = LayerNorm(name="norm")(x)
-        x = conv1x1(self.channels, dtype=jnp.float32, name="head2")(x.astype(jnp.float32))
+        x = conv1x1(self.channels, name="head2")(x)
         return double(x) if c.late_double else x

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -49,17 +47,17 @@ class LocalFeatures(nn.Module):
     ratio: float
     channels: int
     patch: int
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, tokens, size: tuple[int, int]):
         (h, w), p = size, self.patch
-        x = nn.Dense(int(self.ratio * tokens.shape[-1]), dtype=self.dtype, name="fc1")(tokens)
+        tokens = tokens.astype(jnp.float32)
+        x = nn.Dense(int(self.ratio * tokens.shape[-1]), name="fc1")(tokens)
         x = gelu(x)
-        x = nn.Dense(self.channels * p * p, dtype=self.dtype, name="fc2")(x)
+        x = nn.Dense(self.channels * p * p, name="fc2")(x)
         x = x.reshape(x.shape[0], h, w, self.channels, p, p)  # torch's pixel_shuffle order
         x = x.transpose(0, 1, 4, 2, 5, 3)
-        return x.reshape(x.shape[0], h * p, w * p, self.channels).astype(jnp.float32)
+        return x.reshape(x.shape[0], h * p, w * p, self.channels)
 
 
 class PlaneBase(nn.Module):
@@ -93,21 +91,18 @@ class Head(nn.Module):
     """
 
     config: StereoConfig
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, layers, size: tuple[int, int], stem=()):
         c = self.config
         hooked, fine = [layers[i] for i in c.hooks], None
         channels = c.head.desc + c.head.two_confs
-        local = LocalFeatures(
-            c.head.desc_ratio, channels, c.encoder.patch, self.dtype, name="local_features"
-        )
+        local = LocalFeatures(c.head.desc_ratio, channels, c.encoder.patch, name="local_features")
 
         if c.head.kind == "dpt":
-            raw = DensePrediction(c.head, 4, self.dtype, name="dpt")(hooked, size, stem)
+            raw = DensePrediction(c.head, 4, name="dpt")(hooked, size, stem)
         else:
-            dense = CatConv(c.head, 4, c.encoder.patch, self.dtype, name="catconv")
+            dense = CatConv(c.head, 4, c.encoder.patch, name="catconv")
             raw, fine = dense(hooked, size, stem)
         if c.head.plane:
             base = PlaneBase(name="plane")(layers[-1].astype(jnp.float32), *raw.shape[1:3])
@@ -115,6 +110,6 @@ class Head(nn.Module):
         features = local(jnp.concatenate([layers[0], layers[-1]], -1), size)
         if c.head.desc_fine and fine is not None:
             more = c.encoder.patch // 4
-            finer = conv1x1(more * more * channels, name="desc_fine")(fine.astype(jnp.float32))
+            finer = conv1x1(more * more * channels, name="desc_fine")(fine)
             features = features + depth_to_space(finer, more)
         return jnp.concatenate([raw, features], -1)

@@ -167,7 +167,6 @@ def train_together(
         first = int(state.step)
         best = Best(record.get("best", {}), *watcher.best_by, teacher)
         checkpoints.keep.best = best.steps
-        record = {"config": config.to_json(default=str), "data_seed": feed.data_seed(config)}
         health = Health({f: _skipped(state, *at) for f, at in folders.items()}, first, first)
         waiting, last = None, config.steps
         batches = feed.batches(
@@ -215,7 +214,7 @@ def train_together(
                         for name, png in drawn.items():
                             log.picture(folder, name, step, png)
                 if saved:
-                    checkpoints.save(state, {**record, "best": best.table})
+                    checkpoints.save(state, {"best": best.table})
                 if shown:
                     watcher.refresh(False)
                 profiler.after(step, metrics, look=shown is not None)

@@ -82,7 +82,9 @@ def params_sharding(params: Any, mesh: Mesh) -> Any:
 def state_sharding(state: Any, mesh: Mesh) -> Any:
     """A tree of shardings like a `TrainState`: students' leaves are stacks of trials [T, ...].
 
-    The optimizer's moments follow their parameters, as their paths end in the same names.
+    The optimizer's moments of matrices follow their parameters, as their paths end in the same
+    names. Those of vectors are one vector (`optim.make_optimizer`), which every device of a trial
+    holds whole, also where the vectors themselves are split over "model".
 
     Raises:
       InputError: the trials of a student do not divide among the mesh's.
