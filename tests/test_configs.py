@@ -13,7 +13,8 @@ from lunar_distill_jax.train.loop import read_history
 from lunar_distill_jax.train.options import steps_of
 
 FILES = sorted((tiny.REPOSITORY / "configs").glob("*.py"))
-RUNS = [p for p in FILES if p.stem.startswith(("lunar_", "blendedmvs_", "synthetic_"))]
+STAGED = ("moonlet", "moonlet_student")  # their modes are stages
+RUNS = [p for p in FILES if p.stem not in STAGED and not p.stem.startswith("sweep_")]
 SOURCE = "--config.data.source=somewhere"
 
 
@@ -25,6 +26,29 @@ def test_both_modes_can_be_used_and_a_typo_is_answered(path):
     assert config.steps <= 4
     with pytest.raises(InputError, match="has no key lrr in config.optim: did you mean lr"):
         read_config(str(path), ["--config.optim.lrr=1"])
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p not in RUNS], ids=lambda p: p.stem)
+def test_the_other_configs_are_tiny_too_or_have_stages(path):
+    if path.stem in STAGED:
+        with pytest.raises(InputError, match="Unknown stage 'tiny'"):
+            read_config(f"{path}:tiny")
+        return
+    assert start.check_run(read_config(f"{path}:tiny")).steps == 3
+
+
+def test_there_is_one_recipe_of_the_paper():
+    """configs/paper.py is that of the students' own files, but for its batch."""
+    own, pod = (
+        start.check_run(read_config(str(tiny.REPOSITORY / "configs" / name), [SOURCE]))
+        for name in ("lunar_s3_small_decoder.py", "paper.py:s3")
+    )
+    assert (pod.batch, pod.accumulate) == (256, 16)
+    pod.batch, pod.accumulate = own.batch, own.accumulate
+    assert pod.to_dict() == own.to_dict()
+    sweep = read_config(str(tiny.REPOSITORY / "configs/paper.py:s3-sweep8"))
+    rates = [trial["lr"] for trial in sweep.trials]
+    assert sweep.mesh.trial == len(rates) == 8 and own.optim.lr in rates
 
 
 def test_the_paper_s_recipe_in_steps():

@@ -41,7 +41,8 @@ from lunar_distill_jax.models.fresh import parameter_shapes, statistics_shapes
 from lunar_distill_jax.models.zoo import architecture
 from lunar_distill_jax.train import forward, sharding
 from lunar_distill_jax.train.config import read_config
-from lunar_distill_jax.train.plan import check_settings, complete
+from lunar_distill_jax.train.options import complete_run, largest_frame
+from lunar_distill_jax.train.plan import check_settings
 from lunar_distill_jax.train.state import Student, Trial, init_state, unflatten
 from lunar_distill_jax.train.step import make_train_step
 
@@ -86,7 +87,7 @@ def placed(tree: Any, shardings: Any) -> Any:
 
 
 def batch_shapes(config, sharding) -> dict[str, jax.ShapeDtypeStruct]:
-    size = (config.batch, config.data.size, config.data.get("width", config.data.size))
+    size = (config.batch, *largest_frame(config))
     kinds = {"image": ((3,), jnp.float32), "valid": ((), jnp.bool_)}
     out = {
         f"{key}{view}": jax.ShapeDtypeStruct((*size, *tail), dtype, sharding=sharding)
@@ -99,12 +100,14 @@ def batch_shapes(config, sharding) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def step_of(config, devices):
-    """-> (the jitted step over these devices, the shapes of its arguments)"""
+    """-> (the jitted step over these devices, the shapes of its arguments)
+
+    config: complete. Its teacher is the architecture that its file is named for: none is read.
+    """
     plan = check_settings(config, has_teacher=True)
-    config = complete(config)
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
     sharding.check_batch(config.batch, mesh, config.accumulate)
-    teacher = architecture(config.teacher)
+    teacher = architecture(pathlib.Path(config.teacher).stem)
     student = Student(architecture(config.student), plan.optim, plan.on, plan.compute)
     variables = {"params": shapes(parameter_shapes(teacher))}
 
@@ -325,7 +328,7 @@ def main() -> int:
     for source in args.config:
         for topology in args.topology:
             try:
-                config = complete(read_config(source, overrides))
+                config = complete_run(read_config(source, overrides))
                 r = report(config, topology, args.effort)
             except InputError as error:
                 print(f"aot_tpu: {error}", file=sys.stderr)

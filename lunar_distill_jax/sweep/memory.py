@@ -13,6 +13,7 @@ from lunar_distill_jax.runs.start import network_config
 from lunar_distill_jax.sweep.planner import members
 from lunar_distill_jax.sweep.trials import Spec
 from lunar_distill_jax.train import forward
+from lunar_distill_jax.train.options import largest_frame
 from lunar_distill_jax.train.state import Student, Trial, init_state
 from lunar_distill_jax.train.step import make_train_step
 
@@ -85,9 +86,7 @@ def _shape(leaf) -> jax.ShapeDtypeStruct:
 
 def _batch(c, matches: int) -> dict[str, jax.ShapeDtypeStruct]:
     """`batches.make_batch` in shapes, at the largest frame."""
-    sizes = c.pipeline.sizes if c.pipeline.on else ((c.data.size or 512,) * 2,)
-    height, width = max(sizes, key=lambda s: s[0] * s[1])
-    frame = (c.batch, height, width)
+    frame = (c.batch, *largest_frame(c))
     out = {"T_cam2_cam1": jax.ShapeDtypeStruct((c.batch, 4, 4), np.float32)}
     out |= {f"K{v}": jax.ShapeDtypeStruct((c.batch, 3, 3), np.float32) for v in (1, 2)}
     for view in "12":

@@ -96,6 +96,13 @@ def complete_run(config: mlc.ConfigDict) -> mlc.ConfigDict:
     return full
 
 
+def largest_frame(config: mlc.ConfigDict) -> tuple[int, int]:
+    """(height, width) of the largest frames that a complete config trains on, in pixels."""
+    if config.pipeline.on:
+        return tuple(max(config.pipeline.sizes, key=lambda size: size[0] * size[1]))
+    return (config.data.size or 512,) * 2
+
+
 def steps_of(config: mlc.ConfigDict, pairs: int) -> mlc.ConfigDict:
     """The config with epochs turned into steps of `batch` pairs, at least one."""
     config = config.copy_and_resolve_references()

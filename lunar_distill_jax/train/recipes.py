@@ -85,7 +85,6 @@ def finish(c: mlc.ConfigDict, mode: str, tiny_student: str) -> mlc.ConfigDict:
         c.sets = mlc.ConfigDict({"unseen": data_block(source="synthetic", size=64, geometries=2)})
         c.pipeline.sizes = ((64, 64),)
         c.compute.dtype = c.teacher_compute.dtype = "float32"
-        c.log_every = c.evaluate_every = 1
-        c.checkpoint_every, c.pictures_every = 2, 3
-        c.evaluate_every = 3
+        c.log_every, c.checkpoint_every = 1, 2
+        c.evaluate_every = c.pictures_every = 3
     return c
