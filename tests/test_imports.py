@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import re
+import tomllib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "lunar_distill_jax"
 # From low to high. A module imports from its own folder and from rows above its own only.
@@ -82,6 +84,47 @@ def test_no_two_modules_import_each_other():
         for m in leaves:
             del below[m]
     assert not below, f"import cycle among {sorted(below)}"
+
+
+# Distributions whose module has another name, and drivers that a library imports by name.
+MODULES_OF = {
+    **{"orbax-checkpoint": "orbax", "pillow": "PIL", "opencv-python-headless": "cv2"},
+    **{"sqlalchemy": None, "psycopg": None, "ipykernel": None},
+}
+NOT_IMPORTED = ("tpu", "cuda", "dev", "test")  # what jax runs on, and programs
+
+
+def test_every_dependency_and_every_extra_has_code():
+    """In the package for the dependencies, in it or the tools for the extras."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    tools = sorted((PACKAGE.parent / "tools").glob("*.py"))
+    in_package, in_tools = (
+        {name for path in paths for name in libraries(path)} for paths in (FILES, tools)
+    )
+    extras = [
+        needed
+        for extra, listed in project["optional-dependencies"].items()
+        if extra not in NOT_IMPORTED
+        for needed in listed
+    ]
+    for known, listed in (
+        (in_package, project["dependencies"]),
+        (in_package | in_tools, extras),
+    ):
+        modules = {d: re.match(r"[\w-]+", d)[0] for d in listed}
+        modules = {d: MODULES_OF.get(m, m.replace("-", "_")) for d, m in modules.items()}
+        assert not {d for d, module in modules.items() if module and module not in known}
+
+
+def libraries(path):
+    """Top-level modules that a file imports or looks for."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "find_spec":
+            yield from (a.value for a in node.args if isinstance(a, ast.Constant))
 
 
 def test_parsing_sees_what_is_imported():

@@ -8,6 +8,7 @@ from maps import B, H, W, pixel_list, unit
 
 from lunar_distill_jax.losses import features, infonce, matching
 from lunar_distill_jax.losses.reciprocal import nearest, reciprocal_matches
+from lunar_distill_jax.losses.reduce import Mean
 from lunar_distill_jax.losses.targets import symmetrised
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
@@ -159,6 +160,25 @@ def test_a_bad_loss_is_a_quantile_of_what_is_valid():
         expected = np.quantile(np.asarray(loss)[valid], quantile)
         found = matching.bad_loss(loss, jnp.asarray(valid), quantile)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_shapes_that_would_broadcast_are_refused():
+    x, mask = jnp.ones((B, H, W)), jnp.ones((1, H, W), bool)
+    with pytest.raises(AssertionError, match="different shapes"):
+        Mean.over(x, mask)
+    rng = np.random.default_rng(3)
+    desc = tuple(jnp.asarray(unit(rng.normal(size=(B, H, W, 6))), jnp.float32) for _ in "12")
+    conf = tuple(jnp.ones((B, H, W)) for _ in "12")
+    pixels = tuple(jnp.asarray(pixel_list(rng, 8)) for _ in "12")
+    settings, valid = matching.MatchingSettings(confidence="mean"), jnp.ones((B, 8), bool)
+    assert matching.matching(desc, conf, pixels, valid, settings).count == B * 8
+    for wrong in (
+        (desc, conf, pixels, valid[:1]),
+        (desc, tuple(c[:1] for c in conf), pixels, valid),
+        (desc, conf, tuple(p[:, :1] for p in pixels), valid),
+    ):
+        with pytest.raises(AssertionError, match="shape"):
+            matching.matching(*wrong, settings)
 
 
 def test_a_batch_without_any_match_has_no_bad_loss():

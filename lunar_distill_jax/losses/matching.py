@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -124,8 +125,15 @@ def matching(
     """Mean over the valid entries of the batch; with confidences, of l c - alpha log c.
 
     bad: `bad_loss` of the whole batch, where this is a part of it
+
+    Raises:
+      AssertionError: the shapes are not those at the head of this module.
     """
     s = settings
+    chex.assert_equal_shape(desc)
+    chex.assert_equal_shape([*desc_conf, desc[0][..., 0]])
+    for listed in pixels:
+        chex.assert_shape(listed, (*valid.shape, 2))
     loss = losses(desc, pixels, s, order)
     if s.confidence == "none":
         return Mean.over(loss, valid)

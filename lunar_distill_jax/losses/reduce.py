@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,12 @@ class Mean:
 
     @classmethod
     def over(cls, x, mask) -> Mean:
-        """Of x over mask (same shape)."""
+        """Of x over mask: any shape, the same one of both.
+
+        Raises:
+          AssertionError: the shapes differ; broadcast, the mean would be over another count.
+        """
+        chex.assert_equal_shape([x, mask])
         # `where`, not `x * mask`: masked pixels may hold nan depth, and 0 * nan is nan.
         return cls(jnp.where(mask, x, 0.0).sum()[None], mask.sum()[None])
 
