@@ -37,6 +37,9 @@ EMBEDDED = {
 }
 
 
+ROUNDING = 1e-2  # by which pixels may lie outside [-1, 1]: float16, resampling
+
+
 @flax.struct.dataclass
 class Stereo:
     """A network: its architecture, its parameters (a pytree), where it came from.
@@ -224,8 +227,9 @@ def predict(
     -> two `Prediction`s in the camera frame of view 1
 
     Raises:
-      InputError: a size that is not a multiple of 16, batches that differ, or a true_shape that is
-        neither the array's nor that of a portrait picture stored transposed.
+      InputError: no float array, a size that is not a multiple of 16, values outside [-1, 1] or
+        nan (of what is not traced), batches that differ, or a true_shape that is neither the
+        array's nor that of a portrait picture stored transposed.
     """
     check_image("image1", image1)
     check_image("image2", image2)
@@ -279,10 +283,34 @@ def _portrait(config: StereoConfig, name: str, image, true_shape):
 
 
 def check_image(name: str, image) -> None:
-    """Raises InputError unless `image` is [B, H, W, 3] with H and W positive multiples of 16."""
-    shape = image.shape
-    if len(shape) != 4 or shape[3] != 3 or not shape[1] or shape[1] % 16 or shape[2] % 16:
+    """Raises InputError unless `image` is float [B, H, W, 3] in [-1, 1], H and W positive multiples
+    of 16; of what is being traced the values are not looked at.
+    """
+    if not isinstance(image, np.ndarray | jax.Array):
+        fix = " (see ld.read_image)" if isinstance(image, str | os.PathLike) else ""
         raise InputError(
-            f"{name} has shape {tuple(shape)}: expected [B, H, W, 3] with H and W multiples of 16; "
+            f"{name} is a {type(image).__name__}, expected an array [B, H, W, 3]{fix}."
+        )
+    shape = tuple(image.shape)
+    if len(shape) == 3:
+        raise InputError(
+            f"{name} has shape {shape}, expected [B, H, W, 3]: give {name}[None] for a batch of one."
+        )
+    if len(shape) != 4 or shape[3] != 3 or not all(shape) or shape[1] % 16 or shape[2] % 16:
+        raise InputError(
+            f"{name} has shape {shape}: expected [B, H, W, 3] with H and W multiples of 16; "
             "resize or crop it."
         )
+    if not jax.numpy.issubdtype(image.dtype, jax.numpy.floating):
+        raise InputError(
+            f"{name} is {image.dtype}, expected float32 in [-1, 1]: give "
+            f"{name}.astype('float32') / 127.5 - 1 of pixels from 0 to 255."
+        )
+    if isinstance(image, Tracer):
+        return
+    low, high = float(image.min()), float(image.max())
+    if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):  # so that nan is refused too
+        fix = f"{name} / 127.5 - 1 of pixels from 0 to 255, or 2 * {name} - 1 of 0 to 1"
+        if np.isnan(low):
+            fix = "a picture without holes, such as numpy.nan_to_num makes it"
+        raise InputError(f"{name} holds {low:g} to {high:g}, expected -1 to 1: give {fix}.")

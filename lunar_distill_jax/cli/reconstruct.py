@@ -63,11 +63,13 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     from lunar_distill_jax import api, atomic
     from lunar_distill_jax.progress import Progress
+    from lunar_distill_jax.reconstruction.run import check_numbers
 
     if args.size is not None and args.size < 16:
         raise InputError(f"--size is {args.size}: give at least 16 pixels.")
     if args.focal is not None and len(args.focal) > 2:
         raise InputError(f"--focal has {len(args.focal)} numbers: give one, or one for each view.")
+    check_numbers(args.focal, args.baseline, args.altitude)
     jobs = _jobs(pathlib.Path(args.image1), pathlib.Path(args.image2), pathlib.Path(args.out))
     for _, _, out in jobs:
         atomic.check_new(out)  # now, and not after a minute of work
@@ -144,7 +146,14 @@ def _reconstruct(stereo, one, two, out, args) -> None:
             command=f"lunar-distill reconstruct {shlex.quote(str(one))} {shlex.quote(str(two))} "
             f"--model {shlex.quote(args.model)} --out {shlex.quote(str(out))}",
         )
+    if made.doubt:
+        print(
+            f"lunar-distill reconstruct: do not believe pose, scale and surface of {out}: "
+            f"{made.doubt}.",
+            file=sys.stderr,
+        )
     print(
         f"overlap {made.overlap.probability:.2f}   {len(made.matches.conf)} matches   baseline "
-        f"{sum(made.T_cam2_cam1[:3, 3] ** 2) ** 0.5:.4g} {made.unit}\nOpen {out / 'report.html'}"
+        f"{sum(made.T_cam2_cam1[:3, 3] ** 2) ** 0.5:.4g} {made.unit}"
+        f"{' (UNRELIABLE)' if made.doubt else ''}\nOpen {out / 'report.html'}"
     )
