@@ -294,7 +294,7 @@ def check_image(name: str, image) -> None:
     shape = tuple(image.shape)
     if len(shape) == 3:
         raise InputError(
-            f"{name} has shape {shape}, expected [B, H, W, 3]: give {name}[None] for a batch of one."
+            f"{name} has shape {shape}, expected [B, H, W, 3]: give {name}[None], a batch of one."
         )
     if len(shape) != 4 or shape[3] != 3 or not all(shape) or shape[1] % 16 or shape[2] % 16:
         raise InputError(

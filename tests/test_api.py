@@ -1,4 +1,4 @@
-"""The public functions as a notebook meets them: what they refuse, and how they present themselves."""
+"""The public functions as a notebook meets them: what they refuse, how they show themselves."""
 
 import numpy as np
 import pytest

@@ -109,8 +109,8 @@ def _eight_bits(path: pathlib.Path, image: Image.Image) -> Image.Image:
         known = DIMMEST_16 <= high <= white
     if not (known and low >= 0):  # so that nan is refused too
         raise InputError(
-            f"The image {path} holds numbers from {low:g} to {high:g}, expected {expected}, so that "
-            "white is known: scale them, or save it with 8 bits."
+            f"The image {path} holds numbers from {low:g} to {high:g}, expected {expected}, so "
+            "that white is known: scale them, or save it with 8 bits."
         )
     return Image.fromarray((255 / white * values).round().astype(np.uint8))
 

@@ -132,8 +132,8 @@ class Reconstruction:
             )
         elif not found.believable:
             why.append(
-                f"the model's points explain {found.explained:.0%} of its {len(found.conf)} matches "
-                f"(at least {AGREEING_MATCHES:.0%} are needed)"
+                f"the model's points explain {found.explained:.0%} of its {len(found.conf)} "
+                f"matches (at least {AGREEING_MATCHES:.0%} are needed)"
             )
         for number, view in enumerate(self.views, 1):
             if (sure := float(np.median(view.conf))) < LEAST_SURE:
@@ -197,8 +197,8 @@ def reconstruct(
             )
     if _correlation(*frames) > SAME:
         raise InputError(
-            f"{path1} and {path2} are the same picture: 3D needs two photographs of one ground that "
-            "were taken from two places."
+            f"{path1} and {path2} are the same picture: 3D needs two photographs of one ground "
+            "that were taken from two places."
         )
     turns = stereo.turns if turns is None else turns
     ahead = _predict(stereo, *frames, turns)
