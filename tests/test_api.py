@@ -1,11 +1,15 @@
 """The public functions as a notebook meets them: what they refuse, how they show themselves."""
 
+import re
+
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 import lunar_distill_jax as ld
 from lunar_distill_jax.errors import InputError
+from lunar_distill_jax.models.zoo import architecture
 
 GOOD = np.zeros((1, 32, 32, 3), np.float32)
 
@@ -42,3 +46,44 @@ def test_predict_refuses_what_it_would_misread(image, message, stereo):
     for images in ((image, GOOD), (GOOD, image)):
         with pytest.raises(InputError, match=message):
             ld.predict(stereo, *images)
+
+
+# How they show themselves -------------------------------------------------------------------------
+
+
+def test_a_network_is_one_line_and_one_table():
+    teacher = ld.load("moonlet")
+    line = repr(teacher)
+    assert line.startswith("<Stereo moonlet: parameters 4,315,920; training ") and "\n" not in line
+    assert line.endswith("licence Apache-2.0>") and "128x128" in line and len(line) < 400
+    table = teacher.replace(meta={"licence": "a <b>"})._repr_html_()
+    assert table.startswith("<table>") and "a &lt;b&gt;" in table and "4,315,920" in table
+
+
+def test_the_package_lists_its_public_names_and_its_version():
+    assert set(dir(ld)) == {*ld.__all__, "__version__", "__doc__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ld.__version__)
+    for name in ld.__all__:
+        assert callable(getattr(ld, name)), name
+
+
+def test_listed_names_are_loaded_and_built():
+    names = ld.list_models()
+    assert set(names) == {"models", "architectures", "encoders"}
+    for name in names["models"]:
+        assert ld.load(name).config.name in names["architectures"]
+    assert {"mast3r", "slim-s"} <= set(names["architectures"])
+    architecture(f"slim-s@{names['encoders'][-1]}")
+
+
+def test_a_photograph_is_read_as_predict_takes_it(tmp_path, stereo):
+    pixels = np.random.default_rng(0).integers(0, 256, (75, 100, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    whole = ld.read_image(tmp_path / "one.png")
+    assert whole.shape == (1, 64, 96, 3) and whole.dtype == np.float32
+    np.testing.assert_allclose(whole[0], pixels[5:69, 2:98] / 127.5 - 1, atol=1e-6)
+    small = ld.read_image(str(tmp_path / "one.png"), 32)
+    assert small.shape == (1, 16, 32, 3)
+    assert ld.predict(stereo, small, small)[0].pts3d.shape == small.shape
+    with pytest.raises(InputError, match="one.png becomes 0 x 16 pixels at size 20: give a size"):
+        ld.read_image(tmp_path / "one.png", 20)

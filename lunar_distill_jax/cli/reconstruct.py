@@ -62,7 +62,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     from lunar_distill_jax import api, atomic
-    from lunar_distill_jax.progress import Progress
+    from lunar_distill_jax.progress import COMPILING, Progress
     from lunar_distill_jax.reconstruction.run import check_numbers
 
     if args.size is not None and args.size < 16:
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         atomic.check_new(out)  # now, and not after a minute of work
     stereo = api.load(args.model)
     refused = []
-    with Progress(len(jobs), "reconstruct") as progress:
+    with Progress(len(jobs), "reconstruct", first=COMPILING) as progress:
         for one, two, out in jobs:
             try:
                 _reconstruct(stereo, one, two, out, args)
@@ -98,6 +98,9 @@ def _jobs(one: pathlib.Path, two: pathlib.Path, out: pathlib.Path):
         folder, file = (one, two) if one.is_dir() else (two, one)
         raise InputError(f"{folder} is a folder and {file} is not: give two of one kind.")
     if not one.is_dir():
+        for path in (one, two):
+            if not path.is_file():
+                raise InputError(f"There is no photograph {path}: check the path.")
         return [(one, two, out)]
     ones, twos = (
         sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTOGRAPHS)
