@@ -216,11 +216,9 @@ def check_source(source: str | os.PathLike) -> None:
     called before long work.
     """
     if str(source) not in EMBEDDED and not pathlib.Path(source).exists():
-        extra = (
-            f" {source} is an architecture without trained weights."
-            if str(source).partition("@")[0] in ARCHITECTURES
-            else ""
-        )
+        extra = ""
+        if str(source).partition("@")[0] in ARCHITECTURES:
+            extra = f" {architecture(str(source)).name} is an architecture without trained weights."
         raise InputError(
             f"There is no model {source}: give the path of a weight file, or an embedded model "
             f"({', '.join(list_models()['models'])}).{extra}"

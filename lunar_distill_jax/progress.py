@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 
 import tqdm
 
 COMPILING = "compiling (about a minute the first time)"
+SHORT = 2.0  # seconds
 _SHOWN = True
 
 
@@ -27,10 +29,10 @@ def shown(yes: bool) -> Iterator[None]:
 class Progress:
     """Counts to `total`, as a context manager: a bar on a terminal, else a line every `seconds`.
 
-    What takes less than two seconds leaves no line. The first update sets the clock of rate and
+    What takes less than `SHORT` seconds leaves no line. The first update sets the clock of rate and
     ETA: what came before it is not repeated.
 
-    first: what happens until the first update, such as `COMPILING`; said at once
+    first: what happens until the first update, such as `COMPILING`; said where it takes long
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Progress:
         self._start = self._said = time.monotonic()
         self._clock: tuple[float, int] | None = None  # when the rate's time began, and the count
         self._said_done = -1
-        self._bar = None
+        self._bar = self._waiting = None
         self._text = first if total > done else ""
         if not _SHOWN:
             return
@@ -48,17 +50,20 @@ class Progress:
             self._bar = tqdm.tqdm(total=total, initial=done, desc=label, dynamic_ncols=True)
             self._bar.set_postfix_str(self._text)
         elif self._text:
-            print(f"{label}: {self._text}", file=sys.stderr, flush=True)
+            self._waiting = threading.Timer(SHORT, say, [f"{label}: {self._text}"])
+            self._waiting.daemon = True
+            self._waiting.start()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, error, *_) -> None:
+        self._first_is_over()
         if self._bar is not None:
             self._bar.close()
         elif (
             error is None  # else: an error to say
-            and time.monotonic() - self._start > 2
+            and time.monotonic() - self._start > SHORT
             and self._said_done != self._done
         ):
             self._line()
@@ -68,8 +73,8 @@ class Progress:
         self._done += count
         first = self._clock is None
         if first:
+            self._first_is_over()
             self._clock = time.monotonic(), self._done
-            self._text = ""
         if values is not None:
             self._text = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         if self._bar is not None:
@@ -82,6 +87,12 @@ class Progress:
                 self._bar.update(count)
         elif time.monotonic() - self._said > self._seconds:
             self._line()
+
+    def _first_is_over(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        if self._clock is None:
+            self._text = ""
 
     def _line(self) -> None:
         self._said, self._said_done = time.monotonic(), self._done

@@ -2,6 +2,8 @@
 
 import io
 import sys
+import threading
+import time
 import types
 
 import pytest
@@ -14,6 +16,12 @@ def clock(monkeypatch):
     now = types.SimpleNamespace(time=1000.0)
     kept = types.SimpleNamespace(monotonic=lambda: now.time, time=lambda: now.time)
     monkeypatch.setattr(progress, "time", kept)
+
+    class Timer(threading.Timer):  # nobody waits
+        def start(self):
+            self.function(*self.args)
+
+    monkeypatch.setattr(progress, "threading", types.SimpleNamespace(Timer=Timer))
     return now
 
 
@@ -74,3 +82,20 @@ def test_a_bar_leaves_the_first_step_out(clock, monkeypatch):
     rate = shown["rate"] or (shown["n"] - shown["initial"]) / shown["elapsed"]
     assert shown["n"] == 10 and rate == pytest.approx(1.0)  # a step a second, not 7 seconds a step
     assert "compiling" in terminal.getvalue()
+
+
+def test_a_first_step_that_is_short_is_not_announced(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SHORT", 0.1)
+    with progress.Progress(2, "train", first="compiling") as bar:
+        bar.update()
+        time.sleep(0.2)
+    with pytest.raises(ValueError), progress.Progress(2, "fails", first="compiling"):
+        raise ValueError
+    time.sleep(0.2)
+    with progress.Progress(2, "long", first="compiling"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 1/2  0 s",
+        "long: compiling",
+        "long: 0/2  0 s",
+    ]

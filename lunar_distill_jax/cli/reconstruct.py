@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from lunar_distill_jax import api, atomic
     from lunar_distill_jax.progress import COMPILING, Progress
     from lunar_distill_jax.reconstruction.run import check_numbers
+    from lunar_distill_jax.report.reconstruction import write_reconstruction
 
     if args.size is not None and args.size < 16:
         raise InputError(f"--size is {args.size}: give at least 16 pixels.")
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     with Progress(len(jobs), "reconstruct", first=COMPILING) as progress:
         for one, two, out in jobs:
             try:
-                _reconstruct(stereo, one, two, out, args)
+                _reconstruct(stereo, one, two, out, args, write_reconstruction)
             except InputError as error:
                 if len(jobs) == 1:
                     raise
@@ -114,14 +115,12 @@ def _jobs(one: pathlib.Path, two: pathlib.Path, out: pathlib.Path):
     return [(a, b, out / a.stem) for a, b in zip(ones, twos, strict=True)]
 
 
-def _reconstruct(stereo, one, two, out, args) -> None:
+def _reconstruct(stereo, one, two, out, args, write_page) -> None:
     from lunar_distill_jax import atomic
-    from lunar_distill_jax.reconstruction import files
-    from lunar_distill_jax.reconstruction.run import reconstruct
-    from lunar_distill_jax.report.reconstruction import write_reconstruction
+    from lunar_distill_jax.reconstruction import files, run
 
     focal = None if args.focal is None else (args.focal[0], args.focal[-1])
-    made = reconstruct(
+    made = run.reconstruct(
         stereo,
         one,
         two,
@@ -140,7 +139,7 @@ def _reconstruct(stereo, one, two, out, args) -> None:
     ground = files.terrain(made)
     with atomic.atomic_folder(out) as part:
         files.write(made, ground, part)
-        write_reconstruction(
+        write_page(
             part / "report.html",
             made,
             ground,
