@@ -8,8 +8,10 @@ view1, view2 = ld.predict(teacher, image1, image2)  # [B, H, W, 3] in [-1, 1] ->
 
 from typing import TYPE_CHECKING
 
+from lunar_distill_jax.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from lunar_distill_jax.api import Stereo, build, load, predict, save
+    from lunar_distill_jax.api import Stereo, build, list_models, load, predict, read_image, save
     from lunar_distill_jax.evaluation.network import evaluate
     from lunar_distill_jax.init.student import init_student
     from lunar_distill_jax.models.compute import Compute
@@ -26,8 +28,10 @@ _HOME = {
     "custom_student": "models.zoo",
     "evaluate": "evaluation.network",
     "init_student": "init.student",
+    "list_models": "api",
     "load": "api",
     "predict": "api",
+    "read_image": "api",
     "reconstruct": "reconstruction.run",
     "save": "api",
 }
@@ -41,8 +45,10 @@ __all__ = [
     "custom_student",
     "evaluate",
     "init_student",
+    "list_models",
     "load",
     "predict",
+    "read_image",
     "reconstruct",
     "save",
 ]
@@ -57,3 +63,7 @@ def __getattr__(name: str):
     module = importlib.import_module(f"lunar_distill_jax.{_HOME[name]}")
     globals()[name] = getattr(module, name)
     return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "__doc__"]

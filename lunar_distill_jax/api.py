@@ -1,8 +1,9 @@
-"""The public functions: build, load, save, predict."""
+"""The public functions: build, load, save, predict, and what is known to them."""
 
 from __future__ import annotations
 
 import functools
+import html
 import importlib.resources
 import os
 import pathlib
@@ -18,12 +19,14 @@ from jax.core import Tracer
 from lunar_distill_jax.convert.checkpoint import from_pytorch
 from lunar_distill_jax.convert.encoders import what_is_lost, with_encoder_weights
 from lunar_distill_jax.convert.torch_file import read_checkpoint
+from lunar_distill_jax.data import framing, images
+from lunar_distill_jax.data.batches import network_image
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.fresh import fresh_params, fresh_statistics
 from lunar_distill_jax.models.stereo import StereoNet
-from lunar_distill_jax.models.zoo import ARCHITECTURES, architecture
+from lunar_distill_jax.models.zoo import ARCHITECTURES, ENCODERS, architecture
 from lunar_distill_jax.twoview.turns import TURNS, predict_turned
 from lunar_distill_jax.types import Prediction
 from lunar_distill_jax.weights import read_weights, write_weights
@@ -35,6 +38,9 @@ EMBEDDED = {
     # For `config.encoder`: what comes after its encoder has learned nothing.
     "moonlet-student-encoder": ("moonlet-student-encoder.safetensors", "128x128"),
 }
+
+
+ROUNDING = 1e-2  # by which pixels may lie outside [-1, 1]: float16, resampling
 
 
 @flax.struct.dataclass
@@ -49,6 +55,27 @@ class Stereo:
     params: Any
     meta: dict[str, str] = flax.struct.field(pytree_node=False, default_factory=dict)
     batch_stats: Any = flax.struct.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        facts = "; ".join(f"{k} {v}" for k, v in self._facts().items())
+        return f"<Stereo {self.config.name}: {facts}>"
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for notebooks."""
+        rows = {"model": self.config.name, **self._facts()}
+        cells = "".join(
+            f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items()
+        )
+        return f"<table>{cells}</table>"
+
+    def _facts(self) -> dict[str, str]:
+        count = sum(int(np.prod(np.shape(a))) for a in jax.tree.leaves(self.params))
+        trained = (self.meta.get(key) for key in ("trained", "training_size", "source"))
+        return {
+            "parameters": f"{count:,}",
+            "training": ", ".join(" ".join(text.split()) for text in trained if text) or "unknown",
+            "licence": " ".join(self.meta.get("licence", "unknown").split()),
+        }
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -75,6 +102,36 @@ class Stereo:
 
 def variables(params: Any, batch_stats: Any) -> dict[str, Any]:
     return {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
+
+
+def list_models() -> dict[str, list[str]]:
+    """The names that are known: "models" for `load`, "architectures" for `build`, and "encoders",
+    which a student of ours takes as NAME@ENCODER.
+    """
+    return {
+        "models": [name for name in EMBEDDED if not name.endswith("-encoder")],
+        "architectures": [name for name in ARCHITECTURES if name != "test"],
+        "encoders": list(ENCODERS),
+    }
+
+
+def read_image(path: str | os.PathLike, size: int | None = None) -> np.ndarray:
+    """A photograph as `predict` takes it: float32 [1, H, W, 3] in [-1, 1], upright.
+
+    size: of the long side, pixels, such as `stereo.training_side`; None: as it is stored. What is
+          left over of multiples of 16 is cut off around the middle (`data.framing.frame`)
+
+    Raises:
+      InputError: it cannot be read, or is smaller than 16 pixels.
+    """
+    picture = images.read_photograph(pathlib.Path(path))
+    cut, _ = framing.frame(picture, size or max(picture.size), square=True)
+    if not cut.size or cut.shape[0] % 16 or cut.shape[1] % 16:
+        raise InputError(
+            f"The photograph {path} becomes {cut.shape[0]} x {cut.shape[1]} pixels at size "
+            f"{size or max(picture.size)}: give a size whose both sides hold 16 pixels or more."
+        )
+    return network_image(cut)[None]
 
 
 def build(
@@ -138,6 +195,7 @@ def read_network(
         ) as path:
             config, params, meta = read_weights(path)
         return config, params, {"training_size": training_size, **meta}
+    check_source(source)
     path = pathlib.Path(source)
     hugging_face = ("config.json", "model.safetensors", "adapter_config.json")
     if path.suffix in (".pth", ".pt") or any((path / name).is_file() for name in hugging_face):
@@ -150,18 +208,21 @@ def read_network(
                 "Face model (config.json, model.safetensors): run `lunar-distill train` on it "
                 "again to finish it, or give a weight file."
             )
-    if not path.is_file():
-        known = ", ".join(name for name in EMBEDDED if not name.endswith("-encoder"))
-        extra = (
-            f" {source} is an architecture without trained weights."
-            if str(source).partition("@")[0] in ARCHITECTURES
-            else ""
-        )
+    return read_weights(path, encoder)
+
+
+def check_source(source: str | os.PathLike) -> None:
+    """Raises InputError unless `source` is the name of an embedded model, or a path that exists;
+    called before long work.
+    """
+    if str(source) not in EMBEDDED and not pathlib.Path(source).exists():
+        extra = ""
+        if str(source).partition("@")[0] in ARCHITECTURES:
+            extra = f" {architecture(str(source)).name} is an architecture without trained weights."
         raise InputError(
             f"There is no model {source}: give the path of a weight file, or an embedded model "
-            f"({known}).{extra}"
+            f"({', '.join(list_models()['models'])}).{extra}"
         )
-    return read_weights(path, encoder)
 
 
 def save(stereo: Stereo, path: str | os.PathLike) -> None:
@@ -224,8 +285,9 @@ def predict(
     -> two `Prediction`s in the camera frame of view 1
 
     Raises:
-      InputError: a size that is not a multiple of 16, batches that differ, or a true_shape that is
-        neither the array's nor that of a portrait picture stored transposed.
+      InputError: no float array, a size that is not a multiple of 16, values outside [-1, 1] or
+        nan (of what is not traced), batches that differ, or a true_shape that is neither the
+        array's nor that of a portrait picture stored transposed.
     """
     check_image("image1", image1)
     check_image("image2", image2)
@@ -279,10 +341,34 @@ def _portrait(config: StereoConfig, name: str, image, true_shape):
 
 
 def check_image(name: str, image) -> None:
-    """Raises InputError unless `image` is [B, H, W, 3] with H and W positive multiples of 16."""
-    shape = image.shape
-    if len(shape) != 4 or shape[3] != 3 or not shape[1] or shape[1] % 16 or shape[2] % 16:
+    """Raises InputError unless `image` is float [B, H, W, 3] in [-1, 1], H and W positive multiples
+    of 16; of what is being traced the values are not looked at.
+    """
+    if not isinstance(image, np.ndarray | jax.Array):
+        fix = " (see ld.read_image)" if isinstance(image, str | os.PathLike) else ""
         raise InputError(
-            f"{name} has shape {tuple(shape)}: expected [B, H, W, 3] with H and W multiples of 16; "
+            f"{name} is a {type(image).__name__}, expected an array [B, H, W, 3]{fix}."
+        )
+    shape = tuple(image.shape)
+    if len(shape) == 3:
+        raise InputError(
+            f"{name} has shape {shape}, expected [B, H, W, 3]: give {name}[None], a batch of one."
+        )
+    if len(shape) != 4 or shape[3] != 3 or not all(shape) or shape[1] % 16 or shape[2] % 16:
+        raise InputError(
+            f"{name} has shape {shape}: expected [B, H, W, 3] with H and W multiples of 16; "
             "resize or crop it."
         )
+    if not jax.numpy.issubdtype(image.dtype, jax.numpy.floating):
+        raise InputError(
+            f"{name} is {image.dtype}, expected float32 in [-1, 1]: give "
+            f"{name}.astype('float32') / 127.5 - 1 of pixels from 0 to 255."
+        )
+    if isinstance(image, Tracer):
+        return
+    low, high = float(image.min()), float(image.max())
+    if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):  # so that nan is refused too
+        fix = f"{name} / 127.5 - 1 of pixels from 0 to 255, or 2 * {name} - 1 of 0 to 1"
+        if np.isnan(low):
+            fix = "a picture without holes, such as numpy.nan_to_num makes it"
+        raise InputError(f"{name} holds {low:g} to {high:g}, expected -1 to 1: give {fix}.")

@@ -1,7 +1,13 @@
 """The command line in-process: bad input is one sentence, exit code 2, and nothing half-written."""
 
+import os
 import pathlib
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import OpenEXR
@@ -12,6 +18,7 @@ from PIL import Image
 import lunar_distill_jax as ld
 from lunar_distill_jax import cli
 from lunar_distill_jax.data.write import write_frame, write_stereolunar
+from lunar_distill_jax.train import workdir
 
 CONFIG = """\
 from lunar_distill_jax import demo
@@ -290,6 +297,127 @@ def test_demo_into_a_folder_that_cannot_be_written(capsys, tmp_path):
     assert tree(tmp_path) == {(tmp_path / "file").relative_to(tmp_path): b"mine"}
 
 
+# {name} is a path in the test's folder; `files` says what lies there.
+TRAIN = "train --config {experiment.py} --workdir {out}"
+CACHE = "cache --config {experiment.py} --out {out}"
+RECONSTRUCT = "reconstruct {one.png} {two.png} --out {out}"
+INIT = "init --teacher {net} --student test --out {out.safetensors}"
+EVALUATE = "evaluate --model {net} --data {moon} --size 32 --out {out}"
+WRONG = [
+    ("demo --workdir {file}", "Cannot write to the output folder"),
+    ("demo --tiny --workdir {out} --data {none}", "none does not exist"),
+    ("render --out {out} --pairs 0", "--pairs is '0': give a whole number of 1 or more"),
+    ("render --out {out} --pairs many", "--pairs is 'many'"),
+    ("render --out {out} --pairs 1 --size 31", "--size is '31': give a whole number of 32"),
+    ("render --out {out} --pairs 1 --seed -1", "--seed is '-1'"),
+    ("render --out {out} --pairs 1 --trajectory up", "--trajectory is 'up': choose nadir"),
+    ("render --out {out} --pairs 1 --preset mars", "The preset is 'mars'"),
+    ("render --out {out} --pairs 1 --sun 9", "--sun is '9': give presets"),
+    ("render --out {out} --pairs 1 --sun 10,95", "--sun is '10,95'"),
+    ("render --out {out} --pairs 1 --levels a,b", "--levels is 'a,b': give altitudes in km"),
+    ("render --out {out} --pairs 1 --dem {none.tif}", "none.tif"),
+    ("render --out {moon} --pairs 1", "moon is not empty: give a new one"),
+    ("render --out {file}/out --pairs 1", "Cannot write to the output folder"),
+    ("validate {none}", "none does not exist"),
+    ("validate {file}", "file is a file"),
+    ("validate {empty}", "empty"),
+    ("validate {moon} --report {file}/r.json", "Cannot write to the output folder"),
+    ("describe {none} --out {out.png}", "none does not exist"),
+    ("describe synthetic:mars --out {out.png}", "The preset is 'mars'"),
+    ("describe {moon} --out {out.jpg}", "give the name of a .png file"),
+    ("describe {moon} --out {file}/out.png", "Cannot write to the output folder"),
+    ("describe {moon} --out {out.png} --pairs 0", "--pairs is 0: give 1 or more"),
+    ("describe {moon} --out {out.png} --size 8", "--size is '8': give pixels of 16 or more"),
+    ("describe {moon} --out {out.png} --lighting dark", "dark"),
+    ("describe {moon} --out {out.png} --turn over", "over"),
+    (INIT + " --method paper --teacher {none}", "There is no model"),
+    (INIT + " --method paper --student nobody", "no architecture 'nobody'"),
+    (INIT + " --method paper --student {none.json}", "Cannot read"),
+    (INIT + " --method paper --student {experiment.json}", "is not JSON"),
+    (INIT + " --method paper --out {out.pth}", "a weight file of ours ends in .safetensors"),
+    (INIT + " --method paper --out {file}/o.safetensors", "Cannot write to the output folder"),
+    (INIT + " --method paper --calibration {moon}", "the method paper reads no images"),
+    (INIT + " --method paper --workdir {out}", "the method paper keeps no activations"),
+    (INIT + " --method calibrated --calibration {none}", "none does not exist"),
+    (CACHE + " --config {none.py}", "There is no config file"),
+    (CACHE + " --config.nope=1", "has no key nope"),
+    (CACHE + " --config.teacher=", "names no teacher"),
+    (CACHE + " --config.teacher={none}", "There is no model"),
+    (CACHE + " --config.data.source={none}", "none does not exist"),
+    (CACHE + " --out {file}/out", "Cannot write to the output folder"),
+    (TRAIN + " --config.workers=2", "did you mean pipeline.workers?"),
+    (TRAIN + " --config.optim.beta=2", "has no key beta in config.optim"),
+    (TRAIN + " --config.teacher={none}", "There is no model"),
+    (TRAIN + " --config.encoder={none}", "There is no model"),
+    (TRAIN + " --config.init=luck", "There is no init 'luck'"),
+    (TRAIN + " --config.best_by=luck", "luck"),
+    (TRAIN + " --config.start_from={none}", "none"),
+    (TRAIN + " --config.pipeline.workers=many", "many"),
+    (TRAIN + " --processes 2", "--processes and --process need --coordinator"),
+    ("sweep --config {none.py} --workdir {out}", "There is no config file"),
+    ("sweep --config {experiment.py} --workdir {out}", "get_sweep"),
+    ("sweep --config {experiment.py} --workdir {out} --workers 0", "--workers is 0: give 1"),
+    (EVALUATE + " --baselines luck", "There is no baseline 'luck'"),
+    (EVALUATE + " --baselines none plane", "There is no baseline 'none'"),
+    (EVALUATE + " --model {file}", "is not a complete safetensors file"),
+    (EVALUATE + " --model s1@nobody", "no encoder 'nobody'"),
+    (RECONSTRUCT + " --model {none}", "There is no model"),
+    (RECONSTRUCT + " --out {moon}", "moon is not empty"),
+    (RECONSTRUCT + " --baseline 0", "The baseline is 0: give a positive number"),
+    (RECONSTRUCT + " --altitude nan", "The altitude is nan"),
+    (RECONSTRUCT + " --size 8", "--size is 8"),
+    ("reconstruct {one.png} {none.png} --out {out}", "There is no photograph"),
+    ("reconstruct {one.png} {file} --out {out}", "cannot be decoded"),
+    ("reconstruct {one.png} {one.png} --out {out}", "are the same picture"),
+    ("reconstruct {one.png} {moving.gif} --out {out}", "is an animation of 2 pictures"),
+    ("reconstruct {one.png} {strip.png} --out {out}", "times as long as wide"),
+    ("reconstruct {one.png} {deep.tif} --out {out}", "holds numbers from 0 to 1000"),
+    ("reconstruct {one.png} {black.png} --out {out}", "is all black"),
+    ("reconstruct {one.png} {moon} --out {out}", "is a folder and"),
+    ("convert {none.pth} {out.safetensors}", "none.pth"),
+    ("convert {file} {out.safetensors}", "is not a complete safetensors file"),
+    ("convert {net} {out.pth}", "a weight file of ours ends in .safetensors"),
+    ("convert {net} {moon}", "moon exists already"),
+    ("convert {net} {file}/out.safetensors", "Cannot write to the output folder"),
+    ("convert s9 {out.safetensors} --encoder-weights {file}", "no architecture 's9'"),
+    ("info nobody", "There is no model nobody"),
+    ("info slim-s@nobody", "no encoder 'nobody'"),
+    ("info moonlet --size 100", "--size is '100': expected HEIGHTxWIDTH"),
+    ("info moonlet --family", "leave out moonlet"),
+    ("info moonlet --list", "leave out moonlet"),
+    ("info --family --plot {file}/f.png", "Cannot write to the output folder"),
+]
+
+
+@pytest.fixture(scope="module")
+def things(model, frames, tmp_path_factory):
+    """A folder with one of each thing that a command can be given, good or bad."""
+    root = tmp_path_factory.mktemp("things")
+    shutil.copytree(frames, root / "moon")
+    shutil.copy(model, root / "net")
+    (root / "empty").mkdir()
+    for name in ("file", "experiment.json"):
+        (root / name).write_text("this is neither a model nor a picture nor a table")
+    text = CONFIG.format(teacher=str(root / "net"), data=str(root / "moon"))
+    (root / "experiment.py").write_text(text)
+    noise = [Image.effect_noise((64, 48), 40 + i) for i in range(2)]
+    for picture, name in zip(noise, ("one.png", "two.png"), strict=True):
+        picture.save(root / name)
+    noise[0].save(root / "moving.gif", save_all=True, append_images=noise[1:])
+    Image.effect_noise((20000, 10), 40).save(root / "strip.png")
+    Image.fromarray(np.arange(1001, dtype=np.uint16)[None].repeat(90, 0)).save(root / "deep.tif")
+    Image.new("L", (64, 48)).save(root / "black.png")
+    return root
+
+
+@pytest.mark.parametrize(("command", "message"), WRONG, ids=[command for command, _ in WRONG])
+def test_wrong_input_is_one_sentence(command, message, things, capsys):
+    before = tree(things)
+    words = [re.sub(r"\{(.+?)\}", lambda m: str(things / m[1]), w) for w in command.split()]
+    refused(capsys, words, message)
+    assert {k: v for k, v in tree(things).items() if "__pycache__" not in k.parts} == before
+
+
 def test_debug_shows_the_traceback(tmp_path):
     arguments = ["--debug", "evaluate", "--model", str(tmp_path / "none"), "--data", "synthetic"]
     with pytest.raises(ld.api.InputError, match="There is no model"):
@@ -315,3 +443,162 @@ def test_wrong_command_exits_with_2(arguments, capsys):
         cli.main(arguments)
     assert stop.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+# Signals, files and flags -------------------------------------------------------------------------
+
+START = """
+import sys, time
+from lunar_distill_jax import cli
+from lunar_distill_jax.cli import stopping
+stopping.GRACE = 0.5
+
+def work(args):
+    print("working", flush=True)
+    {work}
+
+cli.info.run = work
+sys.exit(cli.main(["info"]))
+"""
+WORKS = {
+    "waits": "time.sleep(60)",
+    # A library that swallows it; Python's handlers are not asked for long in a compilation.
+    "swallows": """while True:
+        try: time.sleep(60)
+        except KeyboardInterrupt: pass""",
+    "computes": "import re; re.match('(a*)*b', 'a' * 40)",
+}
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_ctrl_c_is_one_line_and_130(work):
+    process = subprocess.Popen(
+        [sys.executable, "-c", START.format(work=WORKS[work])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "lunar-distill info: interrupted.\n")
+
+
+@pytest.mark.parametrize("verb", ["info", "evaluate --data synthetic"])
+def test_an_interruption_in_process_is_130(verb, monkeypatch, capsys):
+    def work(args):
+        raise KeyboardInterrupt
+
+    name = verb.split()[0]
+    monkeypatch.setattr(getattr(cli, name), "run", work)
+    before = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1)
+    assert cli.main(verb.split()) == 130
+    assert (signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1)) == before
+    assert capsys.readouterr() == ("", f"lunar-distill {name}: interrupted.\n")
+
+
+def test_a_full_disk_is_a_sentence(monkeypatch, capsys):
+    def work(args):
+        raise OSError(28, "No space left on device", "/full/moon/a.exr")
+
+    monkeypatch.setattr(cli.render, "run", work)
+    assert cli.main(["render", "--out", "x", "--pairs", "1"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "lunar-distill render: a file could not be read or written: No space left on device "
+        "(/full/moon/a.exr); make room"
+    )
+    assert said.count("\n") == 1
+
+
+def test_warnings_are_sentences_and_only_those_for_users(monkeypatch, capsys):
+    def work(args):
+        warnings.warn("Its encoder starts from\nrandom numbers.", stacklevel=1)
+        warnings.warn("numpy will change", DeprecationWarning, stacklevel=1)
+
+    monkeypatch.setattr(cli.info, "run", work)
+    assert cli.main(["info"]) == 0
+    assert capsys.readouterr().err == (
+        "lunar-distill info: Its encoder starts from random numbers.\n"
+    )
+
+
+@pytest.mark.parametrize("words", [["--quiet", "info"], ["info", "--quiet"]])
+def test_common_flags_stand_before_or_after_the_verb(words):
+    args = cli.parse(words)
+    assert args.quiet and not args.debug and not args.verbose and args.verb == "info"
+    assert cli.parse(["info"]).quiet is False
+    trained = cli.parse(["train", "--config", "c.py", "--workdir", "w", "--debug", "--config.a=1"])
+    assert trained.debug and trained.overrides == ["--config.a=1"]
+
+
+@pytest.mark.parametrize("words", [["--version"], ["train", "--version"]])
+def test_the_version_is_told(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"lunar-distill {ld.__version__}\n"
+
+
+def test_info_without_a_model_lists_the_names(capsys):
+    for words in (["info"], ["info", "--list"]):
+        assert cli.main(words) == 0
+        out = capsys.readouterr().out
+        assert "models: moonlet, moonlet-small" in out
+        assert "architectures: mast3r," in out and "encoders: mobilenetv3," in out
+
+
+@pytest.mark.parametrize("verb", ["", "render", "convert", "info", "describe", "train"])
+def test_help_does_not_wait_for_the_libraries(verb):
+    code = f"""
+import sys
+from lunar_distill_jax import cli
+try:
+    cli.main({[*verb.split(), "--help"]})
+except SystemExit:
+    pass
+print([m for m in ("jax", "numpy", "flax", "scipy", "tqdm") if m in sys.modules])
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.endswith("\n[]\n"), told.stdout[-200:]
+
+
+def test_output_that_nobody_reads_is_no_error():
+    command = [sys.executable, "-m", "lunar_distill_jax", "info", "--list"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    told = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert told.stderr == "" and told.returncode == 1
+
+
+def finished(config, tmp_path, capsys):
+    """A run of two steps that is at its end -> its command."""
+    command = ["train", "--config", str(config), "--workdir", str(tmp_path / "run")]
+    command += ["--config.steps=2", "--config.tensorboard=False"]
+    command += ["--config.optim.multipliers=()"]
+    assert cli.main(command) == 0
+    capsys.readouterr()
+    return command
+
+
+def test_a_finished_run_says_so_before_anything_is_read(config, data, tmp_path, capsys):
+    command = finished(config, tmp_path, capsys)
+    before = tree(tmp_path / "run")
+    shutil.rmtree(data)  # none of it is needed
+    assert cli.main(command) == 0
+    out, err = capsys.readouterr()
+    assert f"The run in {tmp_path / 'run'} is finished: all of its 2 steps are done.\n" == err
+    assert out == f"Wrote {tmp_path / 'run'}/student.safetensors\n"
+    assert tree(tmp_path / "run") == before
+    # Other settings are refused as early.
+    refused(capsys, [*command, "--config.steps=3"], "was begun with steps = 2, and now it is 3")
+
+
+def test_a_workdir_in_use_is_refused_before_anything_is_read(config, data, tmp_path, capsys):
+    command = finished(config, tmp_path, capsys)
+    shutil.rmtree(data)
+    with workdir.locked(tmp_path / "run"):
+        refused(capsys, command, "is in use by process", "wait until that run ends")

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lunar_distill_jax import geometry
 from lunar_distill_jax.data import images
+from lunar_distill_jax.errors import InputError
 
 
 @pytest.mark.parametrize("new", [(12, 16), (18, 20), (48, 80)])
@@ -52,3 +54,50 @@ def test_resizing_does_not_join_two_surfaces():
     small, ok = images.resize_depth(depth, valid, 8, 7)
     assert set(np.unique(small[ok]).round(3)) == {100, 200}
     assert not ok[0, 0] and not ok[:, 3].any() and ok.sum() == 8 * 6 - 1
+
+
+# Photographs of other kinds -----------------------------------------------------------------------
+
+GREY = np.random.default_rng(0).integers(0, 256, (20, 30)).astype(np.uint8)
+SCALED = {
+    "16 bits": (".png", GREY.astype(np.uint16) * 257),
+    "16 bits in a TIFF": (".tif", GREY.astype(np.uint16) * 257),
+    "32 bits": (".tif", GREY.astype(np.int32) * 257),
+    "floats to 1": (".tif", GREY.astype(np.float32) / 255),
+    "floats to 255": (".tif", GREY.astype(np.float32)),
+}
+NOT_SCALED = {
+    "12 bits": (GREY.astype(np.uint16) * 16, "holds numbers from 0 to 4080, expected 0 to 65535"),
+    "radiances": (GREY.astype(np.float32) * 3.7, "to 943.5, expected 0 to 1, or 0 to 255"),
+    "heights": (GREY.astype(np.float32) / 300 - 0.5, "holds numbers from -0.5 to"),
+    "large": (GREY.astype(np.int32) * 1000, "holds numbers from 0 to 255000"),
+    "nan": (np.where(GREY > 250, np.nan, GREY / 255).astype(np.float32), "from nan to nan"),
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_deep_pictures_are_read_as_their_8_bit_version(kind, tmp_path):
+    suffix, values = SCALED[kind]
+    path = tmp_path / f"deep{suffix}"
+    Image.fromarray(values).save(path)
+    for read in (images.read_image, images.read_photograph):
+        np.testing.assert_array_equal(np.asarray(read(path))[..., 1], GREY)
+
+
+@pytest.mark.parametrize("kind", NOT_SCALED)
+def test_pictures_whose_white_is_unknown_are_refused(kind, tmp_path):
+    values, message = NOT_SCALED[kind]
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    with pytest.raises(InputError, match=message):
+        images.read_photograph(tmp_path / "deep.tif")
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
+def test_animations_are_refused(suffix, tmp_path):
+    path = tmp_path / f"moving{suffix}"
+    first = Image.fromarray(GREY)
+    first.save(path)
+    images.read_photograph(path)  # of one picture it is one
+    first.save(path, save_all=True, append_images=[first.rotate(90), first.rotate(45)])
+    with pytest.raises(InputError, match="is an animation of 3 pictures, expected one"):
+        images.read_photograph(path)

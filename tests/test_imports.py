@@ -8,7 +8,7 @@ import tomllib
 PACKAGE = pathlib.Path(__file__).parents[1] / "lunar_distill_jax"
 # From low to high. A module imports from its own folder and from rows above its own only.
 LAYERS = (
-    ("errors",),
+    ("errors", "version"),
     ("types", "geometry", "progress"),
     ("atomic",),
     ("twoview",),

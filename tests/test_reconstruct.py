@@ -138,6 +138,7 @@ def test_cameras_of_exact_points_are_found(exact):
         on = view.on_photograph(view.depth)
         assert on.shape == (96, 128) and np.isfinite(on).all()
     assert made.unit == "m" and made.matches.explained < 0.2  # random descriptors
+    assert "only" in made.doubt or "points explain" in made.doubt
     # Without a scale the model's unit stays; an altitude fixes it too.
     free = run.reconstruct(stereo, *paths, size=64)
     assert free.unit == "unit"
@@ -178,6 +179,56 @@ def test_the_page_and_the_files_of_a_scaled_scene(exact, tmp_path):
     assert "a&lt;b" in text and "x &lt;y&gt;" in text and "http" not in text.split("<body>")[1]
 
 
+# Doubt --------------------------------------------------------------------------------------------
+
+
+def answered(explained=0.9, matches=80, conf=(3.0, 3.0), overlap=0.99):
+    """A reconstruction of which only what it says about itself is real."""
+    found = run.Matches(*(np.zeros((matches, 2)),) * 2, np.ones(matches), explained)
+    views = tuple(
+        run.View(*(None,) * 4, depth=None, conf=np.full((2, 2), value), K=None) for value in conf
+    )
+    laid = Overlap(0.6, overlap, 40, *(np.zeros((9, 2)),) * 2, np.ones(9))
+    return run.Reconstruction(views, np.eye(4), found, laid, "m")
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ({}, ""),
+        ({"explained": 0.0}, "the model's points explain 0% of its 80 matches"),
+        ({"explained": 0.49}, "points explain 49%"),
+        ({"matches": 20}, "only 20 of the model's descriptors match"),
+        ({"conf": (3.0, 1.0)}, "sure of nothing in view 2 (median confidence 1.00"),
+        ({"conf": (1.05, 3.0)}, "sure of nothing in view 1"),
+        ({"overlap": 0.1, "explained": 0.1}, "probability of overlap 0.10"),
+    ],
+)
+def test_what_the_model_contradicts_is_doubted(what, message):
+    doubt = answered(**what).doubt
+    assert message in doubt and bool(doubt) == bool(message)
+
+
+def test_the_same_picture_twice_is_refused(tmp_path):
+    picture = Image.fromarray(photograph(0))
+    names = ("one.png", "copy.png", "again.jpg", "larger.png")
+    for name in names[:3]:
+        picture.save(tmp_path / name)
+    picture.resize((640, 480)).save(tmp_path / names[3])
+    stereo = ld.build(tiny.CONFIG)
+    for other in names:
+        with pytest.raises(InputError, match=f"{other} are the same picture"):
+            run.reconstruct(stereo, tmp_path / "one.png", tmp_path / other, size=64)
+
+
+@pytest.mark.parametrize("size", [(20000, 10), (10, 20000), (1, 1200)])
+def test_strips_are_refused(size, tmp_path):
+    Image.effect_noise(size, 60).save(tmp_path / "strip.png")
+    Image.fromarray(photograph(0)).save(tmp_path / "one.png")
+    with pytest.raises(InputError, match="strip.png is .* times as long as wide: cut out"):
+        run.reconstruct(ld.build(tiny.CONFIG), tmp_path / "one.png", tmp_path / "strip.png")
+
+
 # Command line -------------------------------------------------------------------------------------
 
 
@@ -204,7 +255,13 @@ def test_unrelated_photographs_are_refused_unless_forced(portraits, tmp_path, ca
     assert {path.name for path in out.iterdir()} == names | {"report.html"}
     # Depth lies on the photographs, which were cut to multiples of 16.
     assert read_depth(out / "depth1.exr").shape == (160, 100)
-    assert "views that do not overlap" in (out / "report.html").read_text()
+    done = capsys.readouterr()
+    assert "(UNRELIABLE)\nOpen" in done.out
+    assert f"do not believe pose, scale and surface of {out}: the photographs" in done.err
+    facts = json.loads((out / "camera.json").read_text())
+    assert not facts["reliable"] and "do not seem to show the same ground" in facts["doubt"]
+    page = (out / "report.html").read_text()
+    assert page.index("Do not believe pose, scale") < page.index("<figure")
 
 
 @pytest.mark.parametrize(

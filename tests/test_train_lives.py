@@ -19,7 +19,7 @@ from lunar_distill_jax.train import workdir as workdirs
 from lunar_distill_jax.train.checkpoint import check_start, is_full
 from lunar_distill_jax.train.loop import read_history, train_together
 from lunar_distill_jax.train.options import run_config
-from lunar_distill_jax.train.preempt import Stopped
+from lunar_distill_jax.train.preempt import Stopped, watched
 from lunar_distill_jax.train.watching import EVALUATIONS, Watcher
 
 WORKER = pathlib.Path(__file__).with_name("train_worker.py")
@@ -70,20 +70,35 @@ def steps_kept(workdir):
 # Stopped, killed, damaged -------------------------------------------------------------------------
 
 
-def test_sigterm_saves_and_the_run_goes_on(unbroken, pairs, teacher, student, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_and_goes_on(number, unbroken, pairs, teacher, student, tmp_path):
     def ask(row):
         if row["step"] == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(Stopped) as stopped:
         run(tmp_path, pairs, teacher, student, Watcher(on_log=ask))
     # Rows are told while the next step runs.
     assert stopped.value.step in (6, 7)
     assert steps_kept(tmp_path)[-1] == stopped.value.step
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert stopped.value.interrupted == (number == signal.SIGINT)
+    assert signal.getsignal(number) is before
     assert_same(run(tmp_path, pairs, teacher, student), unbroken[1])
     assert read_history(tmp_path) == read_history(unbroken[0])
+
+
+def test_until_a_step_is_done_signals_end_the_process_and_a_second_ctrl_c_does_not_wait():
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with watched() as asked_to_stop:
+        # While the first step is compiled there is nothing to save.
+        assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+        assert not asked_to_stop(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked_to_stop(2)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 def test_truncated_checkpoint_falls_back_to_the_one_before(

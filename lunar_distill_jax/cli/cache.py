@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
 
     from lunar_distill_jax import api, atomic
     from lunar_distill_jax.errors import InputError
-    from lunar_distill_jax.runs.start import check_run, read_data
+    from lunar_distill_jax.runs.start import check_run, check_sources, read_data
     from lunar_distill_jax.train import feed
     from lunar_distill_jax.train.cache import TeacherCache, write_cache
     from lunar_distill_jax.train.cache_samples import samples_of
@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
     config = check_run(config)
     config = feed.cache_config(config)
     atomic.check_writable(args.out)
+    check_sources(config)
     teacher = api.load(config.teacher)
     pairs = read_data("training pairs", config.data, keep=True)
     config = steps_of(config, len(pairs))

@@ -9,21 +9,15 @@ import math
 import pathlib
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import flax.traverse_util
-import numpy as np
-
-import lunar_distill_jax.api as ld
-from lunar_distill_jax.atomic import atomic_file
-from lunar_distill_jax.convert.checkpoint import NOTES, cautions, to_pytorch
-from lunar_distill_jax.convert.torch_file import require_checksums
-from lunar_distill_jax.convert.torch_write import write_hugging_face, write_pth
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.models.accounting import part_of
-from lunar_distill_jax.models.config import StereoConfig
-from lunar_distill_jax.progress import Progress
-from lunar_distill_jax.weights import add_meta, write_weights
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lunar_distill_jax import api
+    from lunar_distill_jax.models.config import StereoConfig
 
 CHECK_SIZE = (32, 48)
 CHUNK = 2**24  # bytes
@@ -61,11 +55,16 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Reads, checks, writes; the target appears when all of it is done."""
+    from lunar_distill_jax import atomic
+    from lunar_distill_jax.convert.torch_file import require_checksums
+    from lunar_distill_jax.progress import Progress
+
     source, target = pathlib.Path(args.source), pathlib.Path(args.target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target} exists already: give a new name, or delete it first.")
     if args.to == "ours" and target.suffix != ".safetensors":
         raise InputError(f"DST is {target}: a weight file of ours ends in .safetensors.")
+    atomic.check_writable(target.parent)
     if source.is_file() and source.suffix in (".pth", ".pt"):
         with Progress(source.stat().st_size, "checking bytes") as progress:
             require_checksums(source, progress.update)
@@ -75,15 +74,24 @@ def run(args: argparse.Namespace) -> None:
 def read(
     source: pathlib.Path, encoder_weights: str | None
 ) -> tuple[StereoConfig, Any, dict[str, str]]:
-    """`ld.read_network`, or a new student whose encoder is in a file."""
+    """`api.read_network`, or a new student whose encoder is in a file."""
+    from lunar_distill_jax import api
+
     if encoder_weights is None:
-        return ld.read_network(source)
-    student = ld.build(str(source), encoder_weights=encoder_weights)
+        return api.read_network(source)
+    student = api.build(str(source), encoder_weights=encoder_weights)
     return student.config, student.arrays, student.meta
 
 
 def to_ours(source: pathlib.Path, target: pathlib.Path, encoder_weights: str | None = None) -> None:
     """Writes our weight file, runs it once on `check_images`, and adds the result's hash to it."""
+    import flax.traverse_util
+
+    from lunar_distill_jax import api
+    from lunar_distill_jax.atomic import atomic_file
+    from lunar_distill_jax.progress import Progress
+    from lunar_distill_jax.weights import add_meta, write_weights
+
     config, params, meta = read(source, encoder_weights)
     if "source_sha256" not in meta and source.exists():  # else it is one of ours, and says it
         meta = {**meta, "source_sha256": _sha256(source)}
@@ -94,7 +102,7 @@ def to_ours(source: pathlib.Path, target: pathlib.Path, encoder_weights: str | N
             write_weights(part, config, params, meta, progress.update)
         del params, flat  # lets go of the mapped source: the check then maps only the new file
         with Progress(1, "self-check runs") as progress:
-            digest = self_check(ld.load(part))
+            digest = self_check(api.load(part))
             progress.update()
         add_meta(part, "self_check", digest)
     print(f"{summary}\nSelf-check: output sha256 {digest}")
@@ -106,6 +114,11 @@ def to_torch(
     source: pathlib.Path, target: pathlib.Path, encoder_weights: str | None = None
 ) -> None:
     """Writes the layout of released files (.pth), or else a Hugging Face folder."""
+    import flax.traverse_util
+
+    from lunar_distill_jax.convert.checkpoint import NOTES, cautions, to_pytorch
+    from lunar_distill_jax.convert.torch_write import write_hugging_face, write_pth
+
     config, params, meta = read(source, encoder_weights)
     network = to_pytorch(config, params, meta)
     with _progress(network.tensors, "writing") as progress:
@@ -123,6 +136,8 @@ def to_torch(
 
 def check_images() -> tuple[np.ndarray, np.ndarray]:
     """Two images [1, H, W, 3] by an integer formula: the same on every machine."""
+    import numpy as np
+
     y, x = np.mgrid[: CHECK_SIZE[0], : CHECK_SIZE[1]]
     colour = np.arange(3)
     steps = 13 * y[..., None] + 7 * x[..., None] + 29 * colour
@@ -130,7 +145,7 @@ def check_images() -> tuple[np.ndarray, np.ndarray]:
     return one, two
 
 
-def self_check(stereo: ld.Stereo) -> str:
+def self_check(stereo: api.Stereo) -> str:
     """Runs the network on `check_images`; returns the sha256 of all its outputs.
 
     The hash is that of this machine and this version of jax: others may round differently.
@@ -138,8 +153,12 @@ def self_check(stereo: ld.Stereo) -> str:
     Raises:
       InputError: an output is not finite.
     """
+    import numpy as np
+
+    from lunar_distill_jax import api
+
     digest = hashlib.sha256()
-    for view, prediction in enumerate(ld.predict(stereo, *check_images()), 1):
+    for view, prediction in enumerate(api.predict(stereo, *check_images()), 1):
         for name in ("pts3d", "conf", "desc", "desc_conf"):
             values = np.asarray(getattr(prediction, name))
             if not np.all(np.isfinite(values)):
@@ -153,6 +172,8 @@ def self_check(stereo: ld.Stereo) -> str:
 
 def _sha256(source: pathlib.Path) -> str:
     """Of the file with the weights; a folder is one of Hugging Face's or a finished training."""
+    from lunar_distill_jax.progress import Progress
+
     names = ("model.safetensors", "student.safetensors")
     path = next((source / name for name in names if (source / name).is_file()), source)
     digest = hashlib.sha256()
@@ -164,11 +185,15 @@ def _sha256(source: pathlib.Path) -> str:
 
 
 def _progress(arrays: Mapping[str, np.ndarray], label: str) -> contextlib.AbstractContextManager:
+    from lunar_distill_jax.progress import Progress
+
     return Progress(sum(a.nbytes for a in arrays.values()), f"{label} bytes")
 
 
 def _summary(flat: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> str:
     """One line for each part of the network: its tensors and numbers; then the other names."""
+    from lunar_distill_jax.models.accounting import part_of
+
     tensors: Counter[str] = Counter()
     numbers: Counter[str] = Counter()
     for name, array in flat.items():

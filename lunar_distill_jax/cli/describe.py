@@ -6,8 +6,6 @@ import argparse
 import collections
 import pathlib
 
-import numpy as np
-
 from lunar_distill_jax.errors import InputError
 
 EXAMPLE = """\
@@ -48,6 +46,8 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
+    import numpy as np
+
     from lunar_distill_jax import atomic
     from lunar_distill_jax.data import correspondences, pipeline, sheet, source, synthetic
     from lunar_distill_jax.progress import Progress
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--out is {args.out!r}: give the name of a .png file.")
     if args.pairs < 1:
         raise InputError(f"--pairs is {args.pairs}: give 1 or more.")
+    atomic.check_writable(pathlib.Path(args.out).parent)
     settings = pipeline.Settings(
         seed=args.seed,
         batch=1,
@@ -102,6 +103,8 @@ COLUMNS = ("depth km", "baseline/depth", "turn deg", "overlap %", "valid %", "gr
 
 
 def _measure(pair) -> list[float]:
+    import numpy as np
+
     from lunar_distill_jax.data.write import overlap
     from lunar_distill_jax.geometry import relative_pose
 
@@ -117,6 +120,8 @@ def _measure(pair) -> list[float]:
 
 
 def _print(measures: dict[str, list[list[float]]]) -> None:
+    import numpy as np
+
     print(f"{'':10}" + "".join(f"{name:>26}" for name in COLUMNS))
     for trajectory, rows in measures.items():
         cells = []

@@ -69,8 +69,8 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "--baselines",
         nargs="*",
         metavar="NAME",
-        help="plane, sift, sgm, colmap (default: all whose libraries are installed); none after "
-        "the flag leaves them out",
+        help="plane, sift, sgm, colmap (default: all whose libraries are installed); none leaves "
+        "them out",
     )
     parser.add_argument(
         "--geometries", type=int, default=36, help="synthetic scenes to render (default: 36)"
@@ -89,14 +89,15 @@ def run(args: argparse.Namespace) -> None:
     from lunar_distill_jax.progress import Progress
     from lunar_distill_jax.report.evaluation_pages import write_pages
 
+    beside = contenders.available() if args.baselines is None else tuple(args.baselines)
+    beside = () if beside == ("none",) else beside
+    contenders.check(beside)
+    out = atomic.check_writable(args.out)
     models = contenders.networks(args.model or ["moonlet"])
     side = args.size if args.size is not None else contenders.common_side(models)
     data = dataset.open_dataset(
         args.data, size=side, geometries=args.geometries, seed=args.seed, lighting=args.lighting
     )
-    beside = contenders.available() if args.baselines is None else tuple(args.baselines)
-    out = atomic.check_writable(args.out)
-    contenders.check(beside)
     next(iter(data), None)  # frames that cannot be read are told before minutes of compilation
     for name in models:
         if name.endswith(contenders.UNTRAINED):

@@ -6,16 +6,10 @@ import argparse
 import json
 import pathlib
 import re
+import textwrap
 from typing import Any
 
-import jax
-
-import lunar_distill_jax.api as ld
-from lunar_distill_jax import atomic
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.models.accounting import activation_bytes, mac_counts, parameter_counts
-from lunar_distill_jax.models.zoo import ARCHITECTURES, architecture
-from lunar_distill_jax.progress import Progress
 
 SIZE = "384x512"
 
@@ -26,7 +20,8 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         help="parameters, work, licence and provenance of a model",
         description="Show what a model is: its parameters and multiply-accumulates part by part, "
         "its bytes, its licence and where it comes from.",
-        epilog="examples:\n  lunar-distill info moonlet --size 128x128\n"
+        epilog="examples:\n  lunar-distill info                             all names\n"
+        "  lunar-distill info moonlet --size 128x128\n"
         "  lunar-distill info slim-s@dinov3-s --json      a student with another encoder\n"
         "  lunar-distill info --family --plot family.png  all students beside their teacher",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -34,6 +29,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", help="a model, a weight file, or an architecture"
     )
+    parser.add_argument("--list", action="store_true", help="names of models (as without MODEL)")
     parser.add_argument(
         "--size", default=SIZE, metavar="HxW", help=f"of both images, in pixels (default: {SIZE})"
     )
@@ -56,13 +52,27 @@ def run(args: argparse.Namespace) -> None:
     if args.family:
         run_family(args)
         return
+    if args.list and args.model is not None:
+        raise InputError(f"--list shows the names of all models: leave out {args.model}.")
     if args.model is None:
-        raise InputError("info needs a MODEL, or --family for all of them.")
+        from lunar_distill_jax import api
+
+        names = api.list_models()
+        print(json.dumps(names, indent=2) if args.json else as_list(names))
+        return
     facts = collect(args.model, *parse_size(args.size))
     print(json.dumps(facts, indent=2, sort_keys=True) if args.json else as_text(facts))
 
 
+def as_list(names: dict[str, list[str]]) -> str:
+    """The names that `api.list_models` knows, in paragraphs."""
+    lines = [textwrap.fill(f"{kind}: {', '.join(of)}", 100) for kind, of in names.items()]
+    return "\n".join([*lines, "", "lunar-distill info NAME, or NAME@ENCODER, tells more of one."])
+
+
 def run_family(args: argparse.Namespace) -> None:
+    from lunar_distill_jax import atomic
+    from lunar_distill_jax.progress import Progress
     from lunar_distill_jax.report.family import FAMILY, as_markdown, family_rows, plot
 
     if args.model is not None:
@@ -97,11 +107,17 @@ def collect(model: str, height: int, width: int) -> dict[str, Any]:
     Raises:
       InputError: there is no such model or architecture.
     """
+    import jax
+
+    from lunar_distill_jax import api
+    from lunar_distill_jax.models.accounting import activation_bytes, mac_counts, parameter_counts
+    from lunar_distill_jax.models.zoo import ARCHITECTURES, architecture
+
     size, meta = None, {"source": "an architecture without weights"}
-    if model.partition("@")[0] in ARCHITECTURES and model not in ld.EMBEDDED:
+    if model.partition("@")[0] in ARCHITECTURES and model not in api.EMBEDDED:
         config = architecture(model)
     else:
-        config, params, meta = ld.read_network(model)
+        config, params, meta = api.read_network(model)
         size = sum(array.nbytes for array in jax.tree.leaves(params))
     parameters, macs = parameter_counts(config), mac_counts(config, height, width)
     return {

@@ -62,21 +62,24 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     from lunar_distill_jax import api, atomic
-    from lunar_distill_jax.progress import Progress
+    from lunar_distill_jax.progress import COMPILING, Progress
+    from lunar_distill_jax.reconstruction.run import check_numbers
+    from lunar_distill_jax.report.reconstruction import write_reconstruction
 
     if args.size is not None and args.size < 16:
         raise InputError(f"--size is {args.size}: give at least 16 pixels.")
     if args.focal is not None and len(args.focal) > 2:
         raise InputError(f"--focal has {len(args.focal)} numbers: give one, or one for each view.")
+    check_numbers(args.focal, args.baseline, args.altitude)
     jobs = _jobs(pathlib.Path(args.image1), pathlib.Path(args.image2), pathlib.Path(args.out))
     for _, _, out in jobs:
         atomic.check_new(out)  # now, and not after a minute of work
     stereo = api.load(args.model)
     refused = []
-    with Progress(len(jobs), "reconstruct") as progress:
+    with Progress(len(jobs), "reconstruct", first=COMPILING) as progress:
         for one, two, out in jobs:
             try:
-                _reconstruct(stereo, one, two, out, args)
+                _reconstruct(stereo, one, two, out, args, write_reconstruction)
             except InputError as error:
                 if len(jobs) == 1:
                     raise
@@ -96,6 +99,9 @@ def _jobs(one: pathlib.Path, two: pathlib.Path, out: pathlib.Path):
         folder, file = (one, two) if one.is_dir() else (two, one)
         raise InputError(f"{folder} is a folder and {file} is not: give two of one kind.")
     if not one.is_dir():
+        for path in (one, two):
+            if not path.is_file():
+                raise InputError(f"There is no photograph {path}: check the path.")
         return [(one, two, out)]
     ones, twos = (
         sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTOGRAPHS)
@@ -109,14 +115,12 @@ def _jobs(one: pathlib.Path, two: pathlib.Path, out: pathlib.Path):
     return [(a, b, out / a.stem) for a, b in zip(ones, twos, strict=True)]
 
 
-def _reconstruct(stereo, one, two, out, args) -> None:
+def _reconstruct(stereo, one, two, out, args, write_page) -> None:
     from lunar_distill_jax import atomic
-    from lunar_distill_jax.reconstruction import files
-    from lunar_distill_jax.reconstruction.run import reconstruct
-    from lunar_distill_jax.report.reconstruction import write_reconstruction
+    from lunar_distill_jax.reconstruction import files, run
 
     focal = None if args.focal is None else (args.focal[0], args.focal[-1])
-    made = reconstruct(
+    made = run.reconstruct(
         stereo,
         one,
         two,
@@ -135,7 +139,7 @@ def _reconstruct(stereo, one, two, out, args) -> None:
     ground = files.terrain(made)
     with atomic.atomic_folder(out) as part:
         files.write(made, ground, part)
-        write_reconstruction(
+        write_page(
             part / "report.html",
             made,
             ground,
@@ -144,7 +148,14 @@ def _reconstruct(stereo, one, two, out, args) -> None:
             command=f"lunar-distill reconstruct {shlex.quote(str(one))} {shlex.quote(str(two))} "
             f"--model {shlex.quote(args.model)} --out {shlex.quote(str(out))}",
         )
+    if made.doubt:
+        print(
+            f"lunar-distill reconstruct: do not believe pose, scale and surface of {out}: "
+            f"{made.doubt}.",
+            file=sys.stderr,
+        )
     print(
         f"overlap {made.overlap.probability:.2f}   {len(made.matches.conf)} matches   baseline "
-        f"{sum(made.T_cam2_cam1[:3, 3] ** 2) ** 0.5:.4g} {made.unit}\nOpen {out / 'report.html'}"
+        f"{sum(made.T_cam2_cam1[:3, 3] ** 2) ** 0.5:.4g} {made.unit}"
+        f"{' (UNRELIABLE)' if made.doubt else ''}\nOpen {out / 'report.html'}"
     )

@@ -8,19 +8,14 @@ import concurrent.futures
 import dataclasses
 import itertools
 import os
-import pathlib
-import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
-import tqdm
-
-from lunar_distill_jax import moon
-from lunar_distill_jax.atomic import atomic_folder
-from lunar_distill_jax.data import write
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.moon import dem, preview
-from lunar_distill_jax.types import StereoPair
+
+if TYPE_CHECKING:
+    from lunar_distill_jax import moon
+    from lunar_distill_jax.types import StereoPair
 
 TRAJECTORIES = ("nadir", "oblique", "dynamic")
 PREVIEW_ROWS = 6
@@ -94,14 +89,22 @@ def run(args: argparse.Namespace) -> None:
             f"--trajectory is {args.trajectory!r}: choose nadir, oblique, dynamic or mixed."
         )
     trajectories = TRAJECTORIES if args.trajectory == "mixed" else (args.trajectory,)
+    from lunar_distill_jax import atomic
+    from lunar_distill_jax.data import write
+    from lunar_distill_jax.moon import dem, preview
+    from lunar_distill_jax.progress import Progress
+
+    out = atomic.check_new(args.out)
     suns = _suns(args.sun)
     kind = _moon(args)
     ground = dem.read_dem(args.dem) if args.dem else None
     pairs = _render(count, size, trajectories, seed, suns, kind, ground)
     shown: dict[int, StereoPair] = {}
-    out = pathlib.Path(args.out)
-    with atomic_folder(out) as part:
-        names = write.write_stereolunar(_keep_for_preview(_progress(pairs, count), shown), part)
+    with (
+        atomic.atomic_folder(out) as part,
+        Progress(count, "render pairs", first="compiling") as progress,
+    ):
+        names = write.write_stereolunar(_shown(pairs, shown, progress.update), part)
         rows = [dataclasses.replace(pair, name=names[i]) for i, pair in shown.items()]
         preview.save_contact_sheet(rows, part / "preview.png")
     print(
@@ -121,6 +124,8 @@ def _whole_number(flag: str, text: str, *, least: int) -> int:
 
 def _suns(text: str) -> tuple:
     """The suns over each camera pair, as `moon.make_lightings` takes them."""
+    from lunar_distill_jax import moon
+
     if text == "presets":
         return tuple(range(len(moon.SUNS)))
     if text == "random":
@@ -140,6 +145,8 @@ def _suns(text: str) -> tuple:
 
 
 def _moon(args: argparse.Namespace) -> moon.Moon:
+    from lunar_distill_jax import moon
+
     kind = moon.preset(args.preset)
     if args.levels:
         try:
@@ -159,6 +166,11 @@ def _render(count, size, trajectories, seed, suns, kind, ground) -> Iterator[Ste
 
     Scenes are made ahead, one on each core; their order and their bytes do not depend on it.
     """
+
+    import numpy as np
+
+    from lunar_distill_jax import moon
+    from lunar_distill_jax.moon import dem
 
     def lit(index: int) -> list[StereoPair]:
         # Not seed + index: neighbouring seeds must not share scenes, or a test set leaks.
@@ -180,7 +192,7 @@ def _render(count, size, trajectories, seed, suns, kind, ground) -> Iterator[Ste
             yield from ahead.popleft().result()
             ahead.extend(pool.submit(lit, i) for i in itertools.islice(rest, 1))
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # what failed is told at once
 
 
 def _cores() -> int:
@@ -189,21 +201,10 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _keep_for_preview(pairs: Iterator[StereoPair], shown: dict) -> Iterator[StereoPair]:
-    """Passes pairs on and keeps the first of each geometry in `shown`, by its number."""
+def _shown(pairs: Iterator[StereoPair], shown: dict, update) -> Iterator[StereoPair]:
+    """Passes pairs on, keeps the first of each geometry in `shown`, by its number, and counts."""
     for i, pair in enumerate(pairs):
         if len(shown) < PREVIEW_ROWS and pair.geometry not in {p.geometry for p in shown.values()}:
             shown[i] = pair
         yield pair
-
-
-def _progress(pairs: Iterator[StereoPair], count: int) -> Iterator[StereoPair]:
-    """A bar on a terminal; elsewhere about ten plain lines."""
-    if sys.stderr.isatty():
-        yield from tqdm.tqdm(pairs, total=count, unit="pair", desc="render")
-        return
-    every = max(1, count // 10)
-    for done, pair in enumerate(pairs, 1):
-        yield pair
-        if done % every == 0 or done == count:
-            print(f"render: {done} of {count} pairs", file=sys.stderr, flush=True)
+        update(1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from lunar_distill_jax.cli.stopping import INTERRUPTED
+
 EXAMPLE = """\
 example:
   lunar-distill sweep --config configs/sweep_decoder.py:tiny --workdir runs/decoder --workers 2
@@ -96,7 +98,7 @@ def run(args: argparse.Namespace) -> int | None:
             f"run the same command again to go on: {command}",
             file=sys.stderr,
         )
-        return 0
+        return INTERRUPTED if stopped.interrupted else 0
     failed = {name: r["failure"] for name, r in results.items() if "failure" in r}
     print(f"Wrote {args.workdir}/results.csv and report.html: {len(results) - len(failed)} trials")
     for name, why in failed.items():

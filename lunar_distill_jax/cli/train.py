@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
+from lunar_distill_jax.cli.stopping import INTERRUPTED
+
 EXAMPLE = """\
 example:
   lunar-distill train --config configs/synthetic_demo.py --workdir runs/demo --config.steps=300
 
 The config file defines get_config(mode), called with what follows a colon: --config FILE.py:tiny.
 Killed or stopped, the same command goes on from the last checkpoint in the workdir. SIGTERM saves
-and ends with exit code 0. Several hosts: the same command on each, with --coordinator auto on TPU
-pods and SLURM, else --coordinator HOST:PORT --processes N --process I.
+and ends with exit code 0, Ctrl-C with 130. Several hosts: the same command on each, with
+--coordinator auto on TPU pods and SLURM, else --coordinator HOST:PORT --processes N --process I.
 """
 
 
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> int | None:
             f"command again to go on: {command}",
             file=sys.stderr,
         )
-        return 0
+        return INTERRUPTED if stopped.interrupted else 0
     for folder in trained:
         print(f"Wrote {'/'.join(filter(None, (args.workdir, folder, STUDENT)))}")
     return None

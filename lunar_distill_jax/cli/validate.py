@@ -6,6 +6,7 @@ import argparse
 import collections
 import dataclasses
 import json
+import pathlib
 
 from lunar_distill_jax.errors import InputError
 
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> None:
     from lunar_distill_jax.data import validate
     from lunar_distill_jax.progress import Progress
 
+    if args.report:
+        atomic.check_writable(pathlib.Path(args.report).parent)
     refs, refused = validate.list_pairs(args.data, args.split)
     with Progress(len(refs), "validate") as progress:
         report = validate.validate(args.data, refs, refused, progress=progress.update)

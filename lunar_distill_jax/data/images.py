@@ -20,6 +20,8 @@ from lunar_distill_jax.errors import InputError
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, struct.error,
               TypeError, ZeroDivisionError, OverflowError, MemoryError)  # fmt: skip
 BLACKEST = 2  # of 255: a frame without any brighter pixel shows nothing
+ANIMATIONS = ("GIF", "PNG", "WEBP")  # by Pillow's names
+DIMMEST_16 = 4096  # brightest pixel of a 16-bit picture, below which it may be one of 12 bits
 DEPTH_JUMP = 1.1  # neighbours whose depths differ by a larger factor lie on two surfaces
 
 
@@ -60,7 +62,11 @@ def _open_image(path: pathlib.Path, *, upright: bool = False) -> Image.Image:
     try:
         # Pillow warns of every odd tag; what matters raises.
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
-            image = _eight_bits(ImageOps.exif_transpose(file) if upright else file).convert("RGB")
+            _refuse_animation(path, file)
+            upright_file = ImageOps.exif_transpose(file) if upright else file
+            image = _eight_bits(path, upright_file).convert("RGB")
+    except InputError:
+        raise
     except (*UNREADABLE, Image.DecompressionBombError) as e:
         raise InputError(
             f"The image {path} ({path.stat().st_size} bytes) cannot be decoded "
@@ -75,17 +81,38 @@ def _open_image(path: pathlib.Path, *, upright: bool = False) -> Image.Image:
     return image
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit and float rasters, which Pillow would clip at 255, stretched over all but 1 %."""
+def _refuse_animation(path: pathlib.Path, image: Image.Image) -> None:
+    count = getattr(image, "n_frames", 1)
+    if image.format in ANIMATIONS and count > 1:  # a TIFF's further pages are its small copies
+        raise InputError(
+            f"The image {path} is an animation of {count} pictures, expected one: save the one you "
+            "mean as a PNG."
+        )
+
+
+def _eight_bits(path: pathlib.Path, image: Image.Image) -> Image.Image:
+    """16-bit and float rasters, which Pillow would clip at 255, as the 8-bit picture they are.
+
+    16 bits: 0 to 65535; floats: 0 to 1, or 0 to 255 where one is larger than 1.
+
+    Raises:
+      InputError: numbers outside that, nan, or so few of the 16 bits that white is unknown.
+    """
     if image.mode[0] not in "IF":
         return image
     values = np.asarray(image, np.float64)
-    low, high = np.percentile(values[np.isfinite(values)], [0.5, 99.5])
-    return Image.fromarray(
-        np.clip(255 * (np.nan_to_num(values, nan=low) - low) / max(high - low, 1e-12), 0, 255)
-        .round()
-        .astype(np.uint8)
-    )
+    low, high = float(values.min()), float(values.max())
+    if image.mode[0] == "F":
+        white, known, expected = (1.0 if high <= 1 else 255.0), high <= 255, "0 to 1, or 0 to 255"
+    else:
+        white, expected = 65535.0, f"0 to 65535 with a brightest of {DIMMEST_16} or more"
+        known = DIMMEST_16 <= high <= white
+    if not (known and low >= 0):  # so that nan is refused too
+        raise InputError(
+            f"The image {path} holds numbers from {low:g} to {high:g}, expected {expected}, so "
+            "that white is known: scale them, or save it with 8 bits."
+        )
+    return Image.fromarray((255 / white * values).round().astype(np.uint8))
 
 
 def read_depth(path: pathlib.Path) -> np.ndarray:

@@ -5,7 +5,7 @@ surface.glb        the textured surface, y up and z towards the viewer, as glTF 
 depth1.exr ...     z-depth in the view's own camera at the photograph's pixels; NaN outside
 confidence1.exr    the network's confidence there, >= 1
 matches.csv        pixels of both photographs and the confidence of each match
-camera.json        focal lengths, K, relative pose, unit, overlap
+camera.json        focal lengths, K, relative pose, unit, overlap, whether to believe it
 dem.tif, slope.tif heights in the local frame and their slope in degrees, float32 GeoTIFF
 """
 
@@ -77,6 +77,8 @@ def write(made: Reconstruction, ground: Terrain, folder: pathlib.Path) -> None:
 def cameras(made: Reconstruction) -> dict:
     """What camera.json holds."""
     return {
+        "reliable": not made.doubt,
+        "doubt": made.doubt,
         "unit": made.unit,
         "T_cam2_cam1": made.T_cam2_cam1.tolist(),
         "baseline": float(np.linalg.norm(made.T_cam2_cam1[:3, 3])),

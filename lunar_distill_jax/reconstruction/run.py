@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -28,6 +29,9 @@ FEWEST_MATCHES = 50  # below which that fraction means nothing
 NEAR = 0.02  # of the long side: a match that the point maps explain
 MATCH_STEP = 4  # pixels between seeds of matches
 POSE_POINTS = 4000  # most points that a pose is fitted to
+LEAST_SURE = 1.1  # median confidence of a view, below which the model is sure of nothing in it
+SAME = 0.998  # correlation of two frames from which they are one picture, saved twice
+LONGEST = 16  # times its short side that a photograph may be long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +114,35 @@ class Reconstruction:
         """Whether the pictures, or the network's matches, say that both show the same ground."""
         return self.overlap.probability >= OVERLAPPING or self.matches.believable
 
+    @property
+    def doubt(self) -> str:
+        """Why pose, scale and surface are not to be believed; "" where the model's points, matches
+        and confidences, and the pictures, agree.
+        """
+        found, why = self.matches, []
+        if not self.overlapping:
+            why.append(
+                "the photographs do not seem to show the same ground (probability of overlap "
+                f"{self.overlap.probability:.2f}, at least {OVERLAPPING:.2f} is needed)"
+            )
+        if len(found.conf) < FEWEST_MATCHES:
+            why.append(
+                f"only {len(found.conf)} of the model's descriptors match (at least "
+                f"{FEWEST_MATCHES} are needed)"
+            )
+        elif not found.believable:
+            why.append(
+                f"the model's points explain {found.explained:.0%} of its {len(found.conf)} "
+                f"matches (at least {AGREEING_MATCHES:.0%} are needed)"
+            )
+        for number, view in enumerate(self.views, 1):
+            if (sure := float(np.median(view.conf))) < LEAST_SURE:
+                why.append(
+                    f"the model is sure of nothing in view {number} (median confidence {sure:.2f}, "
+                    f"where 1 is the least and {LEAST_SURE} is needed)"
+                )
+        return "; ".join(why)
+
 
 def reconstruct(
     stereo: api.Stereo,
@@ -122,7 +155,7 @@ def reconstruct(
     altitude_m: float | None = None,
     turns: int | None = None,
 ) -> Reconstruction:
-    """3D from two photographs of any size and aspect; check `overlapping` before you believe it.
+    """3D from two photographs of any size and aspect; read `doubt` before you believe it.
 
     Both orders of the photographs go through the network, so that each view has points in its own
     camera; these give the focal lengths. Where most matches of the descriptors agree on a
@@ -139,20 +172,18 @@ def reconstruct(
           wants
 
     Raises:
-      InputError: a photograph cannot be read, both a baseline and an altitude, a number that is not
-        positive, or points that fit no camera.
+      InputError: a photograph cannot be read or is a strip, both are one picture, both a baseline
+        and an altitude, a number that is not positive, or points that fit no camera.
     """
-    if baseline_m is not None and altitude_m is not None:
-        raise InputError(
-            f"Both a baseline ({baseline_m:g} m) and an altitude ({altitude_m:g} m) are given, and "
-            "each fixes the scale: give one of them."
-        )
-    for name, value in (("baseline", baseline_m), ("altitude", altitude_m)):
-        _require_positive(name, value)
-    for value in focal or ():
-        _require_positive("focal length", value)
+    check_numbers(focal, baseline_m, altitude_m)
     size = size or stereo.training_side or SIZE
     pictures = [images.read_photograph(pathlib.Path(path)) for path in (path1, path2)]
+    for path, picture in zip((path1, path2), pictures, strict=True):
+        if max(picture.size) > LONGEST * min(picture.size):
+            raise InputError(
+                f"The photograph {path} is {picture.height} x {picture.width} pixels, more than "
+                f"{LONGEST} times as long as wide: cut out the part that both photographs show."
+            )
     # The released models were trained on frames cut to 4:3; ours on squares.
     square = not stereo.config.landscape_only
     frames, framings = zip(
@@ -164,6 +195,11 @@ def reconstruct(
                 f"The photograph {path} becomes a frame of {image.shape[0]} x {image.shape[1]} at "
                 f"size {size}, not of multiples of 16: give another size, such as {SIZE}."
             )
+    if _correlation(*frames) > SAME:
+        raise InputError(
+            f"{path1} and {path2} are the same picture: 3D needs two photographs of one ground "
+            "that were taken from two places."
+        )
     turns = stereo.turns if turns is None else turns
     ahead = _predict(stereo, *frames, turns)
     back = _predict(stereo, *frames[::-1], turns)
@@ -199,6 +235,32 @@ def reconstruct(
         overlap(*(np.asarray(picture) for picture in pictures)),
         "unit" if baseline_m is None and altitude_m is None else "m",
     )
+
+
+def check_numbers(
+    focal: Sequence[float] | None, baseline_m: float | None, altitude_m: float | None
+) -> None:
+    """Raises InputError unless each is None or positive, and one of the last two is None.
+
+    focal: of both photographs, pixels; baseline_m, altitude_m: metres
+    """
+    if baseline_m is not None and altitude_m is not None:
+        raise InputError(
+            f"Both a baseline ({baseline_m:g} m) and an altitude ({altitude_m:g} m) are given, and "
+            "each fixes the scale: give one of them."
+        )
+    for name, value in (("baseline", baseline_m), ("altitude", altitude_m)):
+        _require_positive(name, value)
+    for value in focal or ():
+        _require_positive("focal length", value)
+
+
+def _correlation(one: np.ndarray, two: np.ndarray) -> float:
+    """Of the brightness of two frames uint8 [H, W, 3]; 0 where they differ in shape."""
+    if one.shape != two.shape:
+        return 0.0
+    a, b = (image.mean(-1).ravel() - image.mean() for image in (one, two))
+    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
 
 
 def _require_positive(name: str, value: float | None) -> None:

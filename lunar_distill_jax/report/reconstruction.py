@@ -78,7 +78,10 @@ def write_reconstruction(
         "altitude would fix it."
     )
     lead = f"{names[0]} and {names[1]}, in the camera of the first. {measured}"
-    title = "Reconstruction" if made.overlapping else "Reconstruction of views that do not overlap"
+    title = "Reconstruction"
+    if made.doubt:
+        title = "Unreliable reconstruction"
+        lead = f"Do not believe pose, scale and surface: {made.doubt}. {lead}"
     atomic.write_text(
         path, assemble(title, lead, sections, facts=facts, command=command, note=NOTE)
     )

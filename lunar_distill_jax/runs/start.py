@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import ml_collections as mlc
 import numpy as np
 
 from lunar_distill_jax import api, atomic
+from lunar_distill_jax.data.frames import require_folder
 from lunar_distill_jax.data.rendered import RenderedPairs, Rendering
 from lunar_distill_jax.data.source import check_size, open_folder, pair_sequence, synthetic_moon
 from lunar_distill_jax.errors import InputError
@@ -17,14 +19,16 @@ from lunar_distill_jax.init.inherit import METHODS, first_student
 from lunar_distill_jax.models.config import StereoConfig
 from lunar_distill_jax.models.encoders.config import AdaptedEncoderConfig
 from lunar_distill_jax.models.zoo import architecture
-from lunar_distill_jax.progress import Progress
+from lunar_distill_jax.progress import Progress, say
 from lunar_distill_jax.runs.page import RunPage
 from lunar_distill_jax.runs.unseen import SetEvaluator, draw_pictures, metric_of
 from lunar_distill_jax.train import feed
-from lunar_distill_jax.train.loop import train_together
+from lunar_distill_jax.train.checkpoint import FOLDER as CHECKPOINTS
+from lunar_distill_jax.train.loop import STUDENT, folders_by_name, train_together
 from lunar_distill_jax.train.options import complete_run, data_block, steps_of
 from lunar_distill_jax.train.plan import Plan, check_settings
 from lunar_distill_jax.train.watching import Watcher
+from lunar_distill_jax.train.workdir import check_config, check_free
 from lunar_distill_jax.types import StereoPair
 
 
@@ -85,12 +89,21 @@ def start(
 
     command: what made the run, for its page
 
+    A workdir whose run of this config is at its end is left as it is.
+
     Raises:
       InputError: as `train_together`; nothing is written then.
       Stopped: SIGTERM came; all is saved.
     """
     config = check_run(config)
     atomic.check_writable(workdir)
+    check_free(workdir)
+    if not (config.epochs or config.warmup_epochs):  # these need the data first
+        check_config(workdir, config.to_dict(), write=False)
+        if trained := _finished(config, pathlib.Path(workdir)):
+            say(f"The run in {workdir} is finished: all of its {config.steps} steps are done.")
+            return trained
+    check_sources(config)
     teacher = api.load(config.teacher) if config.teacher else None
     pairs = read_data("training pairs", config.data, keep=not config.pipeline.on)
     config = steps_of(config, len(pairs))
@@ -103,6 +116,30 @@ def start(
     return train_together(
         config, workdir, pairs, teacher=teacher, students=students, watcher=watcher
     )
+
+
+def _finished(config: mlc.ConfigDict, workdir: pathlib.Path) -> dict[str, api.Stereo]:
+    """What the workdir's run has written at its end; {} where it has not come to it."""
+    plan = check_settings(config, has_teacher=bool(config.teacher))
+    names = student_names(config)
+    plans = {name if len(names) > 1 else "": plan for name in names}
+    files = {folder: workdir / folder / STUDENT for folder in folders_by_name(plans)}
+    last = workdir / CHECKPOINTS / str(config.steps)
+    if not (last.is_dir() and all(file.is_file() for file in files.values())):
+        return {}
+    return {folder: api.load(file) for folder, file in files.items()}
+
+
+def check_sources(config: mlc.ConfigDict) -> None:
+    """Raises InputError for a model or a data set of the config that is not there, before the first
+    of them is read.
+    """
+    for source in (config.teacher, config.encoder):
+        if source:
+            api.check_source(source)
+    for block in (config.data, *config.sets.values()):
+        if synthetic_moon(block.source) is None:
+            require_folder(block.source)
 
 
 def begin(

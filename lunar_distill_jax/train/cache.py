@@ -24,7 +24,7 @@ from lunar_distill_jax import api, atomic
 from lunar_distill_jax.errors import InputError
 from lunar_distill_jax.models.compute import Compute
 from lunar_distill_jax.models.stereo import StereoNet
-from lunar_distill_jax.progress import Progress
+from lunar_distill_jax.progress import COMPILING, Progress
 from lunar_distill_jax.train import cache_record
 from lunar_distill_jax.train.cached import CACHED, kept_outputs
 
@@ -136,7 +136,9 @@ def write_cache(
 
     shards = -(-samples.count // SHARD)
     done = next(i for i in range(shards + 1) if i == shards or not shard_path(folder, i).is_file())
-    with Progress(samples.count, "cache", done=min(done * SHARD, samples.count)) as progress:
+    with Progress(
+        samples.count, "cache", done=min(done * SHARD, samples.count), first=COMPILING
+    ) as progress:
         source = records(done * SHARD)
         for shard in range(done, shards):
             rows = min(SHARD, samples.count - shard * SHARD)

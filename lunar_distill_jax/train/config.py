@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections as mlc
@@ -57,13 +57,30 @@ def _parse(source: str, overrides: Sequence[str]) -> Any:
 
 
 def check_key(source: str, config: mlc.ConfigDict, key: Sequence[str]) -> None:
-    """Raises InputError for a key that the config does not have; the nearest is suggested."""
+    """Raises InputError for a key that the config does not have.
+
+    What is suggested: that key in another table, else the nearest of its table, else of any other.
+    """
     node: Any = config
     for depth, part in enumerate(key):
         known = sorted(node) if isinstance(node, mlc.ConfigDict) else []
         if part not in known:
-            near = difflib.get_close_matches(part, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known) or 'none'}."
+            paths = [path.split(".") for path in _paths(config)]
+            close = difflib.get_close_matches(part, known, 1)
+            closest = difflib.get_close_matches(part, {path[-1] for path in paths}, 1)
+            near = [".".join(path) for path in paths if path[-1] == part] or close
+            near = near or [".".join(path) for path in paths if path[-1] in closest]
+            hint = f"there is {', '.join(known) or 'none'}."
+            if near:
+                hint = f"did you mean {' or '.join(near)}?"
             where = ".".join(("config", *key[:depth]))
             raise InputError(f"The config {source} has no key {part} in {where}: {hint}")
         node = node[part]
+
+
+def _paths(table: mlc.ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys, tables among them."""
+    for key, value in table.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, mlc.ConfigDict):
+            yield from _paths(value, f"{prefix}{key}.")

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lunar_distill_jax import api, atomic
-from lunar_distill_jax.progress import Progress, say
+from lunar_distill_jax.progress import COMPILING, Progress, say
 from lunar_distill_jax.train import feed, forward, preempt, sharding
 from lunar_distill_jax.train import workdir as folders_of
 from lunar_distill_jax.train.cache_samples import open_cache
@@ -99,7 +99,7 @@ def train_together(
             Trial(net.params, run.weights, run.lr, run.seed, net.batch_stats)
             for net, run in zip(begun[name], plan.runs, strict=True)
         ]
-    folders = _folders(plans)
+    folders = folders_by_name(plans)
 
     # The state. Resume order: the workdir's checkpoint, then `start_from`, then the students given.
     state = init_state(
@@ -184,7 +184,7 @@ def train_together(
             Log(workdir, folders, first, tensorboard=config.tensorboard) as log,
             Profiler(workdir, config.profile.start, config.profile.steps) as profiler,
             preempt.watched() as asked_to_stop,
-            Progress(last, "train", done=first) as progress,
+            Progress(last, "train", done=first, first=COMPILING) as progress,
         ):
             if first == last:
                 watcher.refresh(True)
@@ -318,7 +318,7 @@ def _mesh(config):
     return None if mesh.size == 1 and jax.process_count() == 1 else mesh
 
 
-def _folders(plans: Mapping[str, Plan]) -> dict[str, tuple[str, int]]:
+def folders_by_name(plans: Mapping[str, Plan]) -> dict[str, tuple[str, int]]:
     """{folder: (student, trial)}"""
     return {
         "/".join(filter(None, (name, f"trial{i}" if len(plan.runs) > 1 else ""))): (name, i)

@@ -55,8 +55,18 @@ def locked(workdir: str | os.PathLike) -> Iterator[None]:
         yield
 
 
-def check_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Writes the config where there is none yet, and compares it where there is.
+def check_free(workdir: str | os.PathLike) -> None:
+    """Raises InputError if another run holds the workdir; called before long work."""
+    if (pathlib.Path(workdir) / LOCK).is_file():
+        with locked(workdir):
+            pass
+
+
+def check_config(
+    workdir: str | os.PathLike, config: Mapping[str, Any], *, write: bool = True
+) -> None:
+    """Compares the config with the workdir's; where there is none yet, it is written, or nothing
+    is done.
 
     Raises:
       InputError: the run in `workdir` was begun with other settings; the first is named with both
@@ -72,7 +82,7 @@ def check_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
                 f"--config.{key}={old} to go on with it, or another --workdir."
             )
     text = json.dumps(config, indent=2, default=str) + "\n"
-    if jax.process_index() == 0 and (not path.is_file() or path.read_text() != text):
+    if write and jax.process_index() == 0 and (not path.is_file() or path.read_text() != text):
         atomic.write_text(path, text)
 
 
