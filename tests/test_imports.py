@@ -19,7 +19,7 @@ LAYERS = (
     ("init",),
     ("losses",),
     ("train",),
-    ("evaluation", "reconstruction"),
+    ("evaluation", "reconstruction", "export"),
     ("report",),
     ("runs",),
     ("sweep",),

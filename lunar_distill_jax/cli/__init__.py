@@ -13,6 +13,7 @@ from lunar_distill_jax.cli import (
     demo,
     describe,
     evaluate,
+    export,
     info,
     init,
     reconstruct,
@@ -25,7 +26,7 @@ from lunar_distill_jax.errors import InputError
 
 VERBS = (
     *(demo, render, validate, describe, init, cache, train, sweep),
-    *(evaluate, reconstruct, convert, info),
+    *(evaluate, reconstruct, convert, export, info),
 )
 
 
