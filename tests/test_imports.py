@@ -21,7 +21,7 @@ LAYERS = (
     ("init",),
     ("losses",),
     ("train",),
-    ("evaluation", "reconstruction"),
+    ("evaluation", "reconstruction", "export"),
     ("report",),
     ("runs",),
     ("sweep",),

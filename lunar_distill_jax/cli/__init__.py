@@ -17,6 +17,7 @@ from lunar_distill_jax.cli import (
     demo,
     describe,
     evaluate,
+    export,
     info,
     init,
     reconstruct,
@@ -31,7 +32,7 @@ from lunar_distill_jax.version import __version__
 
 VERBS = (
     *(demo, render, validate, describe, init, cache, train, sweep),
-    *(evaluate, reconstruct, convert, info),
+    *(evaluate, reconstruct, convert, export, info),
 )
 WRONG_INPUT, NO_FILE = 2, 1  # exit codes
 
