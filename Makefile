@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check
 
-.PHONY: demo test test-slow bench lint notebooks lock setup
+.PHONY: demo test test-slow test-export bench export lint notebooks lock setup
 
 demo: $(READY)  ## render lunar pairs, distil the embedded teacher, evaluate, write demo/report.html
 	$(BIN)/lunar-distill demo --workdir demo
@@ -15,6 +15,11 @@ test: $(READY)  ## the tests; no network, under 12 minutes on 2 cores
 
 test-slow: $(READY)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+test-export: $(VENV)/.export  ## every architecture as ONNX in onnxruntime
+	$(BIN)/python -m pytest -m slow tests/test_export_onnx.py
+
+export: $(VENV)/.export  ## what `lunar-distill export --format onnx` needs
 
 bench: $(READY)  ## timings, each as a ratio against a named peer in the same run
 	$(BIN)/python tools/bench.py
@@ -43,6 +48,12 @@ $(READY): requirements.lock pyproject.toml
 # Tools that only their own target needs: the plain environment stays small.
 $(VENV)/.lint: $(READY)
 	$(PIP) "ruff>=0.15" "pyright[nodejs]>=1.1.400"
+	touch $@
+
+# jax2onnx asks for an older orbax than training does, and for more than this needs.
+$(VENV)/.export: $(READY)
+	$(PIP) "onnx==1.23.2" "onnx-ir==1.1.0" "onnxruntime==1.32.0"
+	$(PIP) --no-deps "jax2onnx==0.17.1"
 	touch $@
 
 $(VENV)/.notebooks: $(READY)
