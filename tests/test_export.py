@@ -70,7 +70,14 @@ def test_a_straightened_graph_is_the_same_without_calls_and_choices():
         np.testing.assert_allclose(a, b, atol=1e-6 * float(jnp.abs(b).max()))  # seen: 0
     left = set(primitives(jax.make_jaxpr(plain)(*images).jaxpr))
     assert "custom_vjp_call" in set(primitives(jax.make_jaxpr(own)(*images).jaxpr))
-    assert not left & {"cond", "platform_index", "custom_vjp_call", "custom_jvp_call", "pjit", "jit"}
+    assert not left & {
+        "cond",
+        "platform_index",
+        "custom_vjp_call",
+        "custom_jvp_call",
+        "pjit",
+        "jit",
+    }
 
 
 def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch):

@@ -27,7 +27,8 @@ def test_every_architecture_becomes_onnx(name, tmp_path):
     assert tuple(i.name for i in session.get_inputs()) == INPUTS
     assert tuple(o.name for o in session.get_outputs()) == OUTPUTS
     images = photographs(*SIZE)
-    found = dict(zip(OUTPUTS, session.run(None, dict(zip(INPUTS, images, strict=True)))))
+    arrays = session.run(None, dict(zip(INPUTS, images, strict=True)))
+    found = dict(zip(OUTPUTS, arrays, strict=True))
     assert found["pts3d_2"].shape == (1, *SIZE, 3)
     norms = np.linalg.norm(found["desc_1"], axis=-1)
     np.testing.assert_allclose(norms, 1, atol=1e-4)

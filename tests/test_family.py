@@ -75,5 +75,3 @@ def test_the_verb(monkeypatch, capsys, tmp_path):
     assert row["name"] == "test" and row["macs_512"] == sum(row["macs_by_part"].values())
     assert cli.main(["info", "test", "--family"]) == 2
     assert "leave out test" in capsys.readouterr().err
-    assert cli.main(["info"]) == 2
-    assert "--family for all of them" in capsys.readouterr().err

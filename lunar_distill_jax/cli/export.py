@@ -11,11 +11,12 @@ FORMATS = ("stablehlo", "onnx", "torch")
 EXAMPLE = """\
 examples:
   lunar-distill export moonlet-small small.stablehlo --format stablehlo
-  lunar-distill export moonlet-small small.onnx --format onnx --size 128x128    (after `make export`)
-  lunar-distill export teacher.safetensors back.pth --format torch              as `convert --to torch`
+  lunar-distill export moonlet-small small.onnx --format onnx --size 128x128
+  lunar-distill export teacher.safetensors back.pth --format torch    as `convert --to torch`
 
 Photographs go in as they are: uint8 [B, H, W, 3]. Out come pts3d_1, conf_1, desc_1, desc_conf_1 and
 the same of view 2. The file is compared with the model on two views of the Moon before it appears.
+ONNX needs `make export` first.
 """
 
 
@@ -63,7 +64,9 @@ def run(args: argparse.Namespace) -> None:
         size = parse_size(stereo.meta["training_size"])
     write = write_onnx if args.format == "onnx" else write_stablehlo
     error, output = write(stereo, target, *size)
-    print(f"Checked on two views of the Moon: worst error {error:.1e} of the largest value, {output}")
+    print(
+        f"Checked on two views of the Moon: worst error {error:.1e} of the largest value, {output}"
+    )
     print(f"Licence: {stereo.meta.get('licence', 'unknown')}")
     print(f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB).")
     if args.format == "onnx":

@@ -1,7 +1,7 @@
 """StableHLO by `jax.export`: one file for CPUs, CUDA and TPUs, any number of pairs at a time.
 
-    exported = jax.export.deserialize(bytearray(pathlib.Path("small.stablehlo").read_bytes()))
-    outputs = exported.call(image_1, image_2)   # uint8 [B, H, W, 3]; `graph.OUTPUTS` in order
+exported = jax.export.deserialize(bytearray(pathlib.Path("small.stablehlo").read_bytes()))
+outputs = exported.call(image_1, image_2)   # uint8 [B, H, W, 3]; `graph.OUTPUTS` in order
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def write_stablehlo(
     worst = worst_error(found, jax.jit(graph)(*both))
     facts = description(stereo, height, width)
     facts |= {"order of outputs": ", ".join(OUTPUTS), "platforms": ", ".join(PLATFORMS)}
-    facts |= {"jax": jax.__version__, "calling convention": str(exported.calling_convention_version)}
+    facts |= {
+        "jax": jax.__version__,
+        "calling convention": str(exported.calling_convention_version),
+    }
     atomic.write_text(path.with_name(f"{path.name}.json"), json.dumps(facts, indent=2) + "\n")
     atomic.write_bytes(path, bytes(data))
     return worst

@@ -299,10 +299,11 @@ def _detail(
         np.exp(-((np.arange(n)[:, None] - pixels[:, i]) ** 2) / 2 / width**2)
         for i, n in ((0, size[1]), (1, size[0]))
     )
-    apart = pixels[:, None] - pixels
-    between = DETAIL**2 * np.exp(-(apart**2).sum(-1) / 2 / width**2)
+    squares = (pixels**2).sum(1)
+    between = squares[:, None] + squares - 2 * pixels @ pixels.T
+    between = DETAIL**2 * np.exp(-between / 2 / width**2)
     noise = deviations**2 / np.maximum(weights, 1e-6)
-    solved = linalg.solve(between + np.diag(noise), ratios, assume_a="pos")
+    solved = linalg.cho_solve(linalg.cho_factor(between + np.diag(noise)), ratios)
     return np.exp(DETAIL**2 * (of_y * solved) @ of_x.T)
 
 
