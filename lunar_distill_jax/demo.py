@@ -61,7 +61,7 @@ def get_config(mode: str = "full") -> mlc.ConfigDict:
     if mode == "hour":
         c.data.update(geometries=2400, seed=2 * TRAINING_SEEDS, kept="runs/moonlet/pairs")
         c.data.trajectories = ("nadir", "oblique", "dynamic", "dynamic")
-        c.batch, c.steps, c.matches, c.optim.warmup = 16, 1000, 512, 20
+        c.batch, c.steps, c.matches, c.optim.warmup = 16, 1200, 512, 20
     if mode == "tiny":
         c.steps, c.batch, c.calibration, c.log_every = 4, 4, 8, 1
         c.data.update(size=64, geometries=3)
