@@ -24,7 +24,8 @@ from lunar_distill_jax.twoview.essential import rays_of
 from lunar_distill_jax.twoview.pnp import camera_pose
 from lunar_distill_jax.twoview.refine import RADIUS, refine
 
-# Prior deviations of log depth at the frame's rim: along x, y, x^2, y^2, x y.
+# What is usual of a bend, in log depth at the frame's rim: along x, y, x^2, y^2, x y. A network that
+# has seen little may be off by ten times that.
 TILT, BOW = 0.03, 0.01
 PRIOR = np.array([TILT, TILT, BOW, BOW, BOW])
 
@@ -54,7 +55,9 @@ ROUNDS = 12
 # Where the search for the pose starts: as the points are, and tilted four ways.
 START_TILTS = 0.1 * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]]) @ np.eye(2, 5)
 GRID = 6  # every so many pixels of view 2 show where the network puts its camera
-AGREEING = 0.5  # share of matches from which an adjustment is believed
+# Share of matches from which an adjustment is believed: of a network's, or of those that the pictures
+# made exact.
+AGREEING = 0.5
 FEWEST = 8  # matches below which nothing is tried
 REFINED = 600  # matches that are made exact first, spread over all
 SPREAD_OUT = 1200  # matches on a grid that are made exact then
@@ -69,7 +72,8 @@ CARRIED = 0.003  # deviation of log depths that view 1 gives view 2, within a pi
 @dataclasses.dataclass(frozen=True)
 class Adjustment:
     """T_cam2_cam1: float64 [4, 4]; points: two of [H, W, 3]; agree: bool [N], matches that fit;
-    exact: whether the pictures themselves were laid over each other."""
+    exact: whether the pictures themselves were laid over each other, and most of their windows say
+    the same."""
 
     T_cam2_cam1: np.ndarray
     points: tuple[np.ndarray, np.ndarray]
@@ -78,8 +82,9 @@ class Adjustment:
 
     @property
     def believable(self) -> bool:
-        """Whether most matches say the same: if not, the maps are better left as they are."""
-        return bool(self.agree.mean() >= AGREEING)
+        """Whether most matches, or the pictures, say the same: if not, the maps are better left as
+        they are."""
+        return self.exact or bool(self.agree.mean() >= AGREEING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +151,8 @@ def adjust(
     if fit is None:
         return None
     agree, exact = fit.weights > 0.25, False
-    if images is not None and agree.mean() >= AGREEING:
+    # A few right matches are enough to begin with: whether the pictures are alike there shows it.
+    if images is not None:
         chosen = matches[np.linspace(0, len(matches) - 1, min(REFINED, len(matches))).astype(int)]
         for again in (False, True):
             landing = _landing(one * np.exp(maps @ fit.bend)[..., None], fit.T, K[1])
@@ -157,7 +163,7 @@ def adjust(
                 break
             own = matched(found)
             finer = _best([_pose_and_bend(f.T, f.bend, *own, BY_PICTURES, NEAR_PX) for f in fits])
-            if finer is None:
+            if finer is None or (finer.weights > 0.25).mean() < AGREEING:
                 break
             fit, matches, exact = finer, found, True
     one = one * np.exp(maps @ fit.bend)[..., None]
@@ -233,15 +239,16 @@ def _pose_and_bend(
             break
         weighted = (say[:, None, None] * precision @ J).reshape(-1, 11)
         H, g = weighted.T @ J.reshape(-1, 11), weighted.T @ error.ravel()
-        H[6:, 6:] += np.diag(1 / PRIOR**2)
-        g[6:] += bend / PRIOR**2
+        firm = 1 / (PRIOR**2 + bend**2)  # of a prior with long tails: Cauchy's
+        H[6:, 6:] += np.diag(firm)
+        g[6:] += bend * firm
         step = -np.linalg.solve(H + 1e-9 * np.diag(np.diag(H)), g)
         R = Rotation.from_rotvec(step[:3]).as_matrix() @ R
         t, bend = t + step[3:6], bend + step[6:]
     out = np.eye(4)
     out[:3, :3], out[:3, 3] = R, t * unit
     misfit = ROBUST**2 * (square / (1 + square)).sum()
-    cost = misfit * most / max(most, len(points)) + (bend**2 / PRIOR**2).sum()
+    cost = misfit * most / max(most, len(points)) + np.log1p(bend**2 / PRIOR**2).sum()
     strength = np.maximum((by_depth[..., 0] ** 2).sum(1), 1e-12)
     depths = -(by_depth[..., 0] * error).sum(1) / strength, noise.pixels / np.sqrt(strength)
     found = np.isfinite(out).all() and np.isfinite(cost)
