@@ -105,14 +105,12 @@ class Progress:
         elif self._done > done:
             rate = (self._done - done) / max(self._said - since, 1e-9)
             left = f", {(self._total - self._done) / rate:.0f} s left"
-        print(
-            f"{self._label}: {self._done}/{self._total}  {self._said - self._start:.0f} s{left}  "
-            f"{self._text}".rstrip(),
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"{self._label}: {self._done}/{self._total}  {self._said - self._start:.0f} s{left}"
+        with contextlib.suppress(BrokenPipeError):  # nobody reads; the work goes on
+            print(f"{line}  {self._text}".rstrip(), file=sys.stderr, flush=True)
 
 
 def say(sentence: str) -> None:
     """Tells a person what happened that does not stop the work; a bar goes on below it."""
-    tqdm.tqdm.write(sentence, file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):
+        tqdm.tqdm.write(sentence, file=sys.stderr)

@@ -140,6 +140,12 @@ def test_wrong_input_is_one_sentence(arguments, words, tmp_path, capsys, monkeyp
     assert old.read_text() == "mine"
 
 
+def test_a_model_that_no_such_file_holds_goes_to_torch_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lunar_distill_jax.cli.export.MOST_BYTES", 1000)
+    assert cli.main(["export", "moonlet-small", f"{tmp_path}/a", "--format", "stablehlo"]) == 2
+    assert "GB of parameters" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_the_embedded_student_can_be_exported_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["moonlet-small", "a.stablehlo", "--format", "stablehlo", "--size", "32x32"]

@@ -182,14 +182,14 @@ def test_the_page_and_the_files_of_a_scaled_scene(exact, tmp_path):
 # Doubt --------------------------------------------------------------------------------------------
 
 
-def answered(explained=0.9, matches=80, conf=(3.0, 3.0), overlap=0.99):
+def answered(explained=0.9, matches=80, conf=(3.0, 3.0), overlap=0.99, exact=False):
     """A reconstruction of which only what it says about itself is real."""
     found = run.Matches(*(np.zeros((matches, 2)),) * 2, np.ones(matches), explained)
     views = tuple(
         run.View(*(None,) * 4, depth=None, conf=np.full((2, 2), value), K=None) for value in conf
     )
     laid = Overlap(0.6, overlap, 40, *(np.zeros((9, 2)),) * 2, np.ones(9))
-    return run.Reconstruction(views, np.eye(4), found, laid, "m")
+    return run.Reconstruction(views, np.eye(4), found, laid, "m", exact)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +202,7 @@ def answered(explained=0.9, matches=80, conf=(3.0, 3.0), overlap=0.99):
         ({"conf": (3.0, 1.0)}, "sure of nothing in view 2 (median confidence 1.00"),
         ({"conf": (1.05, 3.0)}, "sure of nothing in view 1"),
         ({"overlap": 0.1, "explained": 0.1}, "probability of overlap 0.10"),
+        ({"overlap": 0.1, "explained": 0.1, "exact": True}, ""),
     ],
 )
 def test_what_the_model_contradicts_is_doubted(what, message):

@@ -91,6 +91,38 @@ def test_parallax_gives_flat_maps_their_hills_and_the_camera_its_pose(trajectory
     assert found["pictures"][2] < 0.5 and found["pictures"][3] < 3
 
 
+def poor(pair, wrong):
+    """A quarter-tilted plane for each view, and matches of which a share says anything."""
+    rng = np.random.default_rng(0)
+    matches, _, _ = noisy_matches(pair, 1.0)
+    matches[:, 2:] = np.rint(matches[:, 2:])
+    lost = rng.random(len(matches)) < wrong
+    matches[lost, 2:] = rng.integers(0, 128, (lost.sum(), 2))
+    tilt = np.exp(0.25 * np.linspace(-1, 1, 128))[None, :, None]
+    return [points * tilt for points in planes(pair)], matches
+
+
+@pytest.mark.parametrize("trajectory", ["oblique", "dynamic"])
+def test_a_few_right_matches_are_enough_where_the_pictures_are_alike(trajectory):
+    # Not every scene: a plane seen in two views has two poses, and the tilt may speak for the other.
+    pair = make_pair(7, trajectory, 128)
+    points, matches = poor(pair, 0.7)
+    assert not adjust.adjust(points, matches, pair.K).believable
+    fit = adjust.adjust(points, matches, pair.K, pair.image)
+    assert fit.exact and fit.believable and fit.agree.mean() < adjust.AGREEING
+    T = geometry.inverse(geometry.relative_pose(pair.T_world_cam))
+    rotation, direction = poses.pose_errors(fit.T_cam2_cam1, T)
+    print(trajectory, rotation, direction)
+    assert rotation < 0.5 and direction < 2  # seen: 0.1, 0.1
+
+
+def test_pictures_of_other_ground_make_nothing_exact():
+    one, two = make_pair(4, "nadir", 128), make_pair(5, "nadir", 128)
+    points, matches = poor(one, 0.7)
+    fit = adjust.adjust(points, matches, one.K, [one.image[0], two.image[1]])
+    assert fit is None or not (fit.exact or fit.believable)
+
+
 def test_one_run_of_the_network_serves_both_answers(monkeypatch):
     """The adjusted maps are those of `adjust`, and the poses of both answers are one."""
     pair = make_pair(4, "oblique", 96)

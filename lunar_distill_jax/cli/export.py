@@ -8,6 +8,7 @@ import pathlib
 from lunar_distill_jax.errors import InputError
 
 FORMATS = ("stablehlo", "onnx", "torch")
+MOST_BYTES = 2**31 - 2**24  # protobuf and flatbuffers end at 2 GiB
 EXAMPLE = """\
 examples:
   lunar-distill export moonlet-small small.stablehlo --format stablehlo
@@ -38,24 +39,39 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    from lunar_distill_jax import api
+    import jax
+
+    from lunar_distill_jax import api, atomic
     from lunar_distill_jax.cli import convert
     from lunar_distill_jax.cli.info import parse_size
     from lunar_distill_jax.export.onnx_file import OPSET, converter, write_onnx
     from lunar_distill_jax.export.stablehlo import PLATFORMS, write_stablehlo
 
     target = pathlib.Path(args.target)
-    if target.exists():
-        raise InputError(f"{target} exists already: give a new name, or delete it first.")
+    beside = [target.with_name(f"{target.name}.json")] if args.format == "stablehlo" else []
+    for path in (target, *beside):
+        if path.exists():
+            raise InputError(f"{path} exists already: give a new name, or delete it first.")
+    atomic.check_writable(target.parent)
     if args.format == "torch":
         if args.size:
             raise InputError(f"--size is {args.size}: a PyTorch file has no size, leave it out.")
-        convert.to_torch(pathlib.Path(args.model), target)
+        convert.run(
+            argparse.Namespace(
+                source=args.model, target=args.target, to="torch", encoder_weights=None
+            )
+        )
         return
     size = parse_size(args.size) if args.size else None
     if args.format == "onnx":
         converter()
     stereo = api.load(args.model)
+    parameters = sum(array.nbytes for array in jax.tree.leaves(stereo.arrays))
+    if parameters > MOST_BYTES:
+        raise InputError(
+            f"{args.model} has {parameters / 1e9:.1f} GB of parameters and a file of this format "
+            "holds at most 2: use --format torch."
+        )
     if size is None:
         if stereo.training_side is None:
             raise InputError(

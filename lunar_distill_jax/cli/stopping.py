@@ -36,7 +36,7 @@ def interruptible(line: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if heard.wait(0.2):
+        if heard.wait(2):
             released.set()
             time.sleep(60)  # the other thread ends the process
         raise
@@ -53,8 +53,11 @@ def _watch(reading: int, line: str, heard: threading.Event, released: threading.
         ):
             heard.set()
             released.wait(GRACE)
-            sys.stdout.flush()
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
-            os._exit(INTERRUPTED)
+            try:
+                for stream, text in ((sys.stdout, ""), (sys.stderr, f"{line}\n")):
+                    with contextlib.suppress(OSError, ValueError):  # who read them has ended too
+                        stream.write(text)
+                        stream.flush()
+            finally:
+                os._exit(INTERRUPTED)
     os.close(reading)

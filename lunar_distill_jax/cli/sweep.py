@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int | None:
     absl.logging.set_verbosity(absl.logging.FATAL)  # orbax tells at length what we say in one line
 
     from lunar_distill_jax.errors import InputError
+    from lunar_distill_jax.progress import say
     from lunar_distill_jax.sweep import run as sweeps
     from lunar_distill_jax.sweep.launch import submit
     from lunar_distill_jax.train.preempt import Stopped
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int | None:
     command = "lunar-distill " + " ".join(given)
     if args.storage:  # not on the page: it may hold a password
         given += ["--storage", args.storage]
+    given += [f"--{flag}" for flag in ("quiet", "verbose", "debug") if getattr(args, flag)]
     if args.submit:
         submit(given, args.workdir, args.submit, args.slurm)
     elif args.workers > 1:
@@ -93,10 +95,9 @@ def run(args: argparse.Namespace) -> int | None:
             work=args.workers == 1 and not args.submit,
         )
     except Stopped as stopped:
-        print(
+        say(
             f"lunar-distill sweep: stopped after step {stopped.step} of a group, which is saved; "
-            f"run the same command again to go on: {command}",
-            file=sys.stderr,
+            f"run the same command again to go on: {command}"
         )
         return INTERRUPTED if stopped.interrupted else 0
     failed = {name: r["failure"] for name, r in results.items() if "failure" in r}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from lunar_distill_jax.cli.stopping import INTERRUPTED
 
@@ -65,6 +64,7 @@ def run(args: argparse.Namespace) -> int | None:
 
     absl.logging.set_verbosity(absl.logging.FATAL)  # orbax tells at length what we say in one line
 
+    from lunar_distill_jax.progress import say
     from lunar_distill_jax.runs import hosts, start
     from lunar_distill_jax.train.config import read_config
     from lunar_distill_jax.train.loop import STUDENT
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int | None:
         for flag in ("coordinator", "processes", "process", "heartbeat_timeout"):
             if (value := getattr(args, flag)) is not None:
                 given += [f"--{flag.replace('_', '-')}", str(value)]
+        given += [f"--{flag}" for flag in ("quiet", "verbose", "debug") if getattr(args, flag)]
         return hosts.supervise(
             [*given, "--supervised"],
             args.max_restarts,
@@ -92,10 +93,9 @@ def run(args: argparse.Namespace) -> int | None:
         with hosts.leaving():
             trained = start.start(config, args.workdir, command)
     except Stopped as stopped:
-        print(
+        say(
             f"lunar-distill train: stopped after step {stopped.step}, which is saved; run the same "
-            f"command again to go on: {command}",
-            file=sys.stderr,
+            f"command again to go on: {command}"
         )
         return INTERRUPTED if stopped.interrupted else 0
     for folder in trained:

@@ -25,6 +25,7 @@ OUTPUTS = tuple(f"{field}_{view}" for view in (1, 2) for field in FIELDS)
 TOLERANCE = 1e-4
 RENDERED = 128  # pixels of the frames that an export is checked on, before they are resized
 Graph = Callable[[Any, Any], tuple]
+_CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
 
 
 def network_graph(stereo: api.Stereo) -> Graph:
@@ -79,9 +80,6 @@ def _evaluate(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any]) -> li
             results = results if equation.primitive.multiple_results else [results]
         values |= zip(equation.outvars, results, strict=True)
     return [value_of(variable) for variable in jaxpr.outvars]
-
-
-_CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
 
 
 def photographs(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -88,6 +88,7 @@ def cameras(made: Reconstruction) -> dict:
             "patches": made.overlap.patches,
             "matches": len(made.matches.conf),
             "matches_explained": made.matches.explained,
+            "exact": made.exact,
         },
         "views": [
             {

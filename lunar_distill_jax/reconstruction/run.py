@@ -101,6 +101,7 @@ class Reconstruction:
 
     T_cam2_cam1: float64 [4, 4]; its translation is in the unit
     overlap:     how well the photographs can be laid over one another
+    exact:       whether they were, from the model's matches on, window by window (`twoview.adjust`)
     """
 
     views: tuple[View, View]
@@ -108,11 +109,12 @@ class Reconstruction:
     matches: Matches
     overlap: Overlap
     unit: str
+    exact: bool = False
 
     @property
     def overlapping(self) -> bool:
         """Whether the pictures, or the network's matches, say that both show the same ground."""
-        return self.overlap.probability >= OVERLAPPING or self.matches.believable
+        return self.exact or self.overlap.probability >= OVERLAPPING or self.matches.believable
 
     @property
     def doubt(self) -> str:
@@ -130,7 +132,7 @@ class Reconstruction:
                 f"only {len(found.conf)} of the model's descriptors match (at least "
                 f"{FEWEST_MATCHES} are needed)"
             )
-        elif not found.believable:
+        elif not (found.believable or self.exact):
             why.append(
                 f"the model's points explain {found.explained:.0%} of its {len(found.conf)} "
                 f"matches (at least {AGREEING_MATCHES:.0%} are needed)"
@@ -234,6 +236,7 @@ def reconstruct(
         _matches(ahead, pixels, views, T),
         overlap(*(np.asarray(picture) for picture in pictures)),
         "unit" if baseline_m is None and altitude_m is None else "m",
+        fit is not None and fit.exact,
     )
 
 

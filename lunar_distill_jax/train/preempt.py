@@ -28,9 +28,11 @@ def watched() -> Iterator[Callable[[int], bool]]:
     """Yields (step just done) -> whether to stop now; every process asks after every step.
 
     Until the first question there is nothing to save: the signals end the process as they always
-    do, also while a step is compiled. A second Ctrl-C does not wait for what is being saved.
+    do, also while a step is compiled. A second Ctrl-C stops the work at
+    once; a save that has begun is finished.
 
-    With several processes JAX's own service carries the notice between them. A run that is not in
+    With several processes JAX's own service carries SIGTERM's notice between them; Ctrl-C saves
+    nothing there. A run that is not in
     its process's main thread cannot be asked.
     """
     if jax.process_count() > 1:

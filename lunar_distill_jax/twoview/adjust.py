@@ -24,8 +24,8 @@ from lunar_distill_jax.twoview.essential import rays_of
 from lunar_distill_jax.twoview.pnp import camera_pose
 from lunar_distill_jax.twoview.refine import RADIUS, refine
 
-# What is usual of a bend, in log depth at the frame's rim: along x, y, x^2, y^2, x y. A network that
-# has seen little may be off by ten times that.
+# What is usual of a bend, in log depth at the frame's rim: along x, y, x^2, y^2, x y. A network
+# that has seen little may be off by ten times that.
 TILT, BOW = 0.03, 0.01
 PRIOR = np.array([TILT, TILT, BOW, BOW, BOW])
 
@@ -55,8 +55,8 @@ ROUNDS = 12
 # Where the search for the pose starts: as the points are, and tilted four ways.
 START_TILTS = 0.1 * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]]) @ np.eye(2, 5)
 GRID = 6  # every so many pixels of view 2 show where the network puts its camera
-# Share of matches from which an adjustment is believed: of a network's, or of those that the pictures
-# made exact.
+# Share of matches from which an adjustment is believed: of a network's, or of those that the
+# pictures made exact.
 AGREEING = 0.5
 FEWEST = 8  # matches below which nothing is tried
 REFINED = 600  # matches that are made exact first, spread over all
