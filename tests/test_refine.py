@@ -104,7 +104,7 @@ def poor(pair, wrong):
 
 @pytest.mark.parametrize("trajectory", ["oblique", "dynamic"])
 def test_a_few_right_matches_are_enough_where_the_pictures_are_alike(trajectory):
-    # Not every scene: a plane seen in two views has two poses, and the tilt may speak for the other.
+    # Not every scene: a plane in two views has two poses, and the tilt may speak for the other.
     pair = make_pair(7, trajectory, 128)
     points, matches = poor(pair, 0.7)
     assert not adjust.adjust(points, matches, pair.K).believable
