@@ -22,7 +22,7 @@ def get_config(stage: str = "distil"):
     elif stage == "encoder":
         c = run_config()
         c.teacher, c.student, c.init = "moonlet", "moonlet-student", "inherit"
-        c.seed, c.batch, c.steps = 1, 32, 1200
+        c.seed, c.batch, c.steps = 1, 32, 700
         c.data = data_block(
             source="synthetic:stereolunar",
             seed=2 * TRAINING_SEEDS,

@@ -38,8 +38,6 @@ EMBEDDED = {
     # For `config.encoder`: what comes after its encoder has learned nothing.
     "moonlet-student-encoder": ("moonlet-student-encoder.safetensors", "128x128"),
 }
-
-
 ROUNDING = 1e-2  # by which pixels may lie outside [-1, 1]: float16, resampling
 
 

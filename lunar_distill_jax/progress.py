@@ -91,6 +91,7 @@ class Progress:
     def _first_is_over(self) -> None:
         if self._waiting is not None:
             self._waiting.cancel()
+            self._waiting = None
         if self._clock is None:
             self._text = ""
 

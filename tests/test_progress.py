@@ -3,7 +3,6 @@
 import io
 import sys
 import threading
-import time
 import types
 
 import pytest
@@ -84,18 +83,25 @@ def test_a_bar_leaves_the_first_step_out(clock, monkeypatch):
     assert "compiling" in terminal.getvalue()
 
 
-def test_a_first_step_that_is_short_is_not_announced(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "SHORT", 0.1)
+def test_a_first_step_that_is_short_is_not_announced(clock, monkeypatch, capsys):
+    waiting = []
+
+    class Timer(threading.Timer):  # fired by hand
+        def start(self):
+            waiting.append(self)
+
+        def cancel(self):
+            waiting.remove(self)
+
+    monkeypatch.setattr(progress, "threading", types.SimpleNamespace(Timer=Timer))
     with progress.Progress(2, "train", first="compiling") as bar:
+        assert len(waiting) == 1 and waiting[0].interval == progress.SHORT
         bar.update()
-        time.sleep(0.2)
+        assert not waiting
+        bar.update()
     with pytest.raises(ValueError), progress.Progress(2, "fails", first="compiling"):
         raise ValueError
-    time.sleep(0.2)
+    assert not waiting and capsys.readouterr().err == ""
     with progress.Progress(2, "long", first="compiling"):
-        time.sleep(0.3)
-    assert capsys.readouterr().err.splitlines() == [
-        "train: 1/2  0 s",
-        "long: compiling",
-        "long: 0/2  0 s",
-    ]
+        waiting[0].function(*waiting[0].args)
+    assert capsys.readouterr().err == "long: compiling\n"

@@ -6,6 +6,7 @@ light: `--help` and what is wrong with the flags should not wait for jax.
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import warnings
@@ -26,15 +27,16 @@ from lunar_distill_jax.cli import (
     train,
     validate,
 )
+from lunar_distill_jax.cli.flags import SWITCHES, add_switches
 from lunar_distill_jax.cli.stopping import INTERRUPTED, interruptible
 from lunar_distill_jax.errors import InputError
-from lunar_distill_jax.version import __version__
 
 VERBS = (
     *(demo, render, validate, describe, init, cache, train, sweep),
     *(evaluate, reconstruct, convert, export, info),
 )
 WRONG_INPUT, NO_FILE = 2, 1  # exit codes
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,30 +75,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="lunar-distill",
         description="Distil a two-view geometry model into small students that see the Moon in 3D.",
     )
-    parser.set_defaults(debug=False, quiet=False, verbose=False)
-    _add_common(parser)
+    parser.set_defaults(**dict.fromkeys(SWITCHES, False))
+    add_switches(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         verb_parser = verb.add_parser(verbs)
         verb_parser.set_defaults(run=verb.run)
-        _add_common(verb_parser)
+        add_switches(verb_parser)
     args, args.overrides = parser.parse_known_args(argv)
     if args.overrides and not hasattr(args, "takes_overrides"):
         parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     return args
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    """Flags that may stand before the verb or after it; where absent, they set nothing."""
-    common = parser.add_argument_group("always")
-    version = f"lunar-distill {__version__}"
-    common.add_argument("--version", action="version", version=version)
-    for flag, about in (
-        ("--quiet", "no progress: only results, warnings and errors"),
-        ("--verbose", "what the libraries say too"),
-        ("--debug", "show the traceback of an error"),
-    ):
-        common.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=about)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -133,11 +122,10 @@ class _warnings_as_sentences(warnings.catch_warnings):
 
 
 def _sentence(error: OSError) -> str:
-    """What a person can do about an error of the file system."""
+    """What happened to a file, or to what is used like one, and what a person can do about it."""
     what = error.strerror or " ".join(str(error).split()) or type(error).__name__
     files = [str(f) for f in (error.filename, error.filename2) if f is not None]
     at = f" ({' -> '.join(files)})" if files else ""
-    return (
-        f"a file could not be read or written: {what}{at}; make room or choose another place, and "
-        "run the same command again."
-    )
+    place = error.errno in NO_PLACE
+    todo = "make room or choose another place, and run" if place else "mend that, or run"
+    return f"a file could not be read or written: {what}{at}; {todo} the same command again."

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     config = check_run(config)
     config = feed.cache_config(config)
     atomic.check_writable(args.out)
-    check_sources(config)
+    check_sources([config.teacher], [config.data])
     teacher = api.load(config.teacher)
     pairs = read_data("training pairs", config.data, keep=True)
     config = steps_of(config, len(pairs))

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
 def as_list(names: dict[str, list[str]]) -> str:
     """The names that `api.list_models` knows, in paragraphs."""
-    lines = [textwrap.fill(f"{kind}: {', '.join(of)}", 100) for kind, of in names.items()]
+    lines = [textwrap.fill(f"{kind}: {', '.join(known)}", 100) for kind, known in names.items()]
     return "\n".join([*lines, "", "lunar-distill info NAME, or NAME@ENCODER, tells more of one."])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from lunar_distill_jax.cli.flags import given_switches
 from lunar_distill_jax.cli.stopping import INTERRUPTED
 
 EXAMPLE = """\
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int | None:
     command = "lunar-distill " + " ".join(given)
     if args.storage:  # not on the page: it may hold a password
         given += ["--storage", args.storage]
-    given += [f"--{flag}" for flag in ("quiet", "verbose", "debug") if getattr(args, flag)]
+    given += given_switches(args)
     if args.submit:
         submit(given, args.workdir, args.submit, args.slurm)
     elif args.workers > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from lunar_distill_jax.cli.flags import given_switches
 from lunar_distill_jax.cli.stopping import INTERRUPTED
 
 EXAMPLE = """\
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int | None:
         for flag in ("coordinator", "processes", "process", "heartbeat_timeout"):
             if (value := getattr(args, flag)) is not None:
                 given += [f"--{flag.replace('_', '-')}", str(value)]
-        given += [f"--{flag}" for flag in ("quiet", "verbose", "debug") if getattr(args, flag)]
+        given += given_switches(args)
         return hosts.supervise(
             [*given, "--supervised"],
             args.max_restarts,

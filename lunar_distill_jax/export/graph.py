@@ -75,6 +75,10 @@ def _evaluate(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any]) -> li
             results = _evaluate(branch.jaxpr, branch.consts, operands[1:])
         elif inner is not None and name in _CALLS:
             results = _evaluate(inner.jaxpr, inner.consts, operands)
+        elif name == "concatenate":
+            # Rims of no width come from `jnp.pad`; ONNX would read their 0 as "as it was".
+            parts = [x for x in operands if np.size(x)] or operands[:1]
+            results = [equation.primitive.bind(*parts, **params)]
         else:
             results = equation.primitive.bind(*operands, **params)
             results = results if equation.primitive.multiple_results else [results]

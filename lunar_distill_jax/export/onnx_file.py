@@ -50,8 +50,8 @@ def write_onnx(
     """Writes PATH, for one pair at a time -> the worst error and its output.
 
     Raises:
-      InputError: a converter is missing, it does not know a part of this network, or what comes out
-        of the file is not what comes out of the network.
+      InputError: a converter is missing, it does not know a part of this network, onnxruntime
+        refuses its file, or what comes out of it is not what comes out of the network.
     """
     jax2onnx, onnxruntime = converter()
     graph = network_graph(stereo)
@@ -77,7 +77,13 @@ def write_onnx(
         draft = os.path.join(folder, "draft.onnx")
         with open(draft, "wb") as file:
             file.write(model.SerializeToString())
-        session = onnxruntime.InferenceSession(draft, providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(draft, providers=["CPUExecutionProvider"])
+        except Exception as error:  # of onnxruntime's own kinds, which share no base
+            raise InputError(
+                f"onnxruntime cannot run what jax2onnx made of {stereo.config.name}: "
+                f"{' '.join(str(error).split())} Export it as stablehlo."
+            ) from error
     found = session.run(list(OUTPUTS), dict(zip(INPUTS, images, strict=True)))
     worst = worst_error(found, [np.asarray(a) for a in jax.jit(graph)(*images)])
     atomic.write_bytes(path, model.SerializeToString())

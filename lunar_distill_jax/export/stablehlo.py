@@ -51,6 +51,11 @@ def write_stablehlo(
         "jax": jax.__version__,
         "calling convention": str(exported.calling_convention_version),
     }
-    atomic.write_text(path.with_name(f"{path.name}.json"), json.dumps(facts, indent=2) + "\n")
-    atomic.write_bytes(path, bytes(data))
+    beside = path.with_name(f"{path.name}.json")
+    atomic.write_text(beside, json.dumps(facts, indent=2) + "\n")
+    try:
+        atomic.write_bytes(path, bytes(data))
+    except OSError:  # such as a full disk: no description without its file
+        beside.unlink()
+        raise
     return worst

@@ -197,10 +197,10 @@ def reconstruct(
                 f"The photograph {path} becomes a frame of {image.shape[0]} x {image.shape[1]} at "
                 f"size {size}, not of multiples of 16: give another size, such as {SIZE}."
             )
-    if _correlation(*frames) > SAME:
+    if (alike := _correlation(*frames)) > SAME:
         raise InputError(
-            f"{path1} and {path2} are the same picture: 3D needs two photographs of one ground "
-            "that were taken from two places."
+            f"{path1} and {path2} are the same picture, or nearly (correlation {alike:.4f}): 3D "
+            "needs two photographs of one ground that were taken from two places."
         )
     turns = stereo.turns if turns is None else turns
     ahead = _predict(stereo, *frames, turns)

@@ -74,8 +74,8 @@ def supervise(
 ) -> int:
     """Runs a command, again where it died of a signal or an error; -> its last exit code.
 
-    It is not run again after exit code 0 or 2 (wrong input). SIGTERM is handed on; Ctrl-C reaches
-    the command by itself, as the terminal tells both, and is the command's to answer.
+    It is not run again after exit code 0 or 2 (wrong input). SIGTERM is handed on. Ctrl-C is
+    the command's to answer: a terminal tells both; a second one is handed on, in case none did.
 
     together: it is one process of several. Where another is lost, JAX aborts this one at length
               from C++: one sentence is said instead
@@ -92,17 +92,21 @@ def supervise(
             asked.append(number)
             child.send_signal(signal.SIGTERM)
 
-        before = signal.signal(signal.SIGTERM, hand_on)
-        interrupt = signal.signal(
-            signal.SIGINT, lambda number, _, asked=asked: asked.append(number)
-        )
+        def interrupted(number, frame, child=child, asked=asked):
+            del frame
+            if number in asked:
+                child.send_signal(number)
+            asked.append(number)
+
+        handlers = {signal.SIGTERM: hand_on, signal.SIGINT: interrupted}
+        before = {number: signal.signal(number, f) for number, f in handlers.items()}
         try:
             if child.stderr is not None:
                 lost = _pass_on(child.stderr)
             code = child.wait()
         finally:
-            signal.signal(signal.SIGTERM, before)
-            signal.signal(signal.SIGINT, interrupt)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         if lost or code == LOST:
             say(
                 "Another process of this run is lost or has ended, so this one has ended too; what "

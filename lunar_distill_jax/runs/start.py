@@ -103,7 +103,7 @@ def start(
         if trained := _finished(config, pathlib.Path(workdir)):
             say(f"The run in {workdir} is finished: all of its {config.steps} steps are done.")
             return trained
-    check_sources(config)
+    check_sources((config.teacher, config.encoder), (config.data, *config.sets.values()))
     teacher = api.load(config.teacher) if config.teacher else None
     pairs = read_data("training pairs", config.data, keep=not config.pipeline.on)
     config = steps_of(config, len(pairs))
@@ -130,14 +130,13 @@ def _finished(config: mlc.ConfigDict, workdir: pathlib.Path) -> dict[str, api.St
     return {folder: api.load(file) for folder, file in files.items()}
 
 
-def check_sources(config: mlc.ConfigDict) -> None:
-    """Raises InputError for a model or a data set of the config that is not there, before the first
-    of them is read.
+def check_sources(models: Sequence[str], data: Sequence[mlc.ConfigDict]) -> None:
+    """Raises InputError for a model ("": none) or the data of a `data` block that is not there,
+    before the first of them is read.
     """
-    for source in (config.teacher, config.encoder):
-        if source:
-            api.check_source(source)
-    for block in (config.data, *config.sets.values()):
+    for source in filter(None, models):
+        api.check_source(source)
+    for block in data:
         if synthetic_moon(block.source) is None:
             require_folder(block.source)
 

@@ -223,12 +223,11 @@ def train_together(
                     checkpoints.wait()
                     raise preempt.Stopped(step)
             checkpoints.wait()
+        watcher.refresh(True)  # before the files by which a run is known as finished
         trained = networks_of(state, begun, compiled, folders)
         trained = trained.get("ema", trained["raw"])
         note = f"{config.steps} steps of batch {config.batch}"
-        trained = write_networks(workdir, trained, STUDENT, teacher, note)
-    watcher.refresh(True)
-    return trained
+        return write_networks(workdir, trained, STUDENT, teacher, note)
 
 
 @functools.lru_cache(maxsize=4)
